@@ -1,0 +1,1 @@
+"""SGD-SaI: momentum SGD with learning rates scaled at initialisation."""
