@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,22 @@ STATE_DTYPES: Mapping[str, StateDtype] = {
 
 
 @dataclass(frozen=True)
+class Package:
+    """Hold where an optimizer comes from that neither torch nor this package has.
+
+    Args:
+        name: on the package index.
+        module: that it installs.
+        formula: the tensors that the optimizer keeps for a parameter, which serve
+            where the package is not installed.
+    """
+
+    name: str
+    module: str
+    formula: Callable[[Tensor], list[Tensor]]
+
+
+@dataclass(frozen=True)
 class OptimizerChoice:
     """Hold how an optimizer is built for a model.
 
@@ -32,37 +48,26 @@ class OptimizerChoice:
         label: its name in tables.
         factory: from the model, whose names and sizes some optimizers want to know, to
             a factory.
-        package: the package on the index that it comes from, None for torch and this
-            one.
-        formula: the tensors that it keeps for a parameter, which serve where its
-            package is not installed.
+        package: that it comes from, None for torch and this one.
     """
 
     label: str
     factory: Callable[[nn.Module], OptimizerFactory]
-    package: str | None = None
-    formula: Callable[[Tensor], list[Tensor]] | None = None
+    package: Package | None = None
 
 
-def _plain(build: Callable[..., Optimizer], **options: Any) -> Any:
+def _plain(
+    build: Callable[..., Optimizer], **options: object
+) -> Callable[[nn.Module], OptimizerFactory]:
     return lambda _: lambda params: build(params, **options)
 
 
-def _lion(_: nn.Module) -> OptimizerFactory:
-    from lion_pytorch import Lion
-
-    return Lion
-
-
-def _prodigy(_: nn.Module) -> OptimizerFactory:
-    from prodigyopt import Prodigy
-
-    return Prodigy
+def _imported(module: str, name: str) -> Callable[[nn.Module], OptimizerFactory]:
+    return lambda _: getattr(importlib.import_module(module), name)
 
 
 def _adam_mini(model: nn.Module) -> OptimizerFactory:
-    from adam_mini import Adam_mini
-
+    build = importlib.import_module("adam_mini").Adam_mini
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     config = getattr(model, "config", None)
     heads = getattr(config, "num_attention_heads", 1)
@@ -71,8 +76,7 @@ def _adam_mini(model: nn.Module) -> OptimizerFactory:
         "n_heads": heads,
         "n_kv_heads": getattr(config, "num_key_value_heads", heads),
     }
-    # A list: Adam-mini prints its warnings and keeps what it is given.
-    return lambda params: Adam_mini(
+    return lambda params: build(
         list(zip(names, params, strict=True)), verbose=False, **sizes
     )
 
@@ -83,21 +87,27 @@ def _adam_mini_formula(param: Tensor) -> list[Tensor]:
     return [torch.empty_like(param), param.new_empty(rows)]
 
 
-def _prodigy_formula(param: Tensor) -> list[Tensor]:
-    return [torch.empty_like(param) for _ in range(4)]
+def _copies(count: int) -> Callable[[Tensor], list[Tensor]]:
+    return lambda param: [torch.empty_like(param) for _ in range(count)]
 
 
-CHOICES: Mapping[str, OptimizerChoice] = {
+CHOICES: dict[str, OptimizerChoice] = {
     "adamw": OptimizerChoice("AdamW", _plain(torch.optim.AdamW)),
     "sgdm": OptimizerChoice("SGDM", _plain(torch.optim.SGD, momentum=0.9)),
     "adafactor": OptimizerChoice("Adafactor", _plain(torch.optim.Adafactor)),
     "lion": OptimizerChoice(
-        "Lion", _lion, "lion-pytorch", lambda p: [torch.empty_like(p)]
+        "Lion",
+        _imported("lion_pytorch", "Lion"),
+        Package("lion-pytorch", "lion_pytorch", _copies(1)),
     ),
     "adam-mini": OptimizerChoice(
-        "Adam-mini", _adam_mini, "adam-mini", _adam_mini_formula
+        "Adam-mini", _adam_mini, Package("adam-mini", "adam_mini", _adam_mini_formula)
     ),
-    "prodigy": OptimizerChoice("Prodigy", _prodigy, "prodigyopt", _prodigy_formula),
+    "prodigy": OptimizerChoice(
+        "Prodigy",
+        _imported("prodigyopt", "Prodigy"),
+        Package("prodigyopt", "prodigyopt", _copies(4)),
+    ),
     "sgdsai": OptimizerChoice("SGD-SaI", _plain(SGDSaI)),
 }
 COMPARED = ("adamw", "sgdm", "adam-mini", "prodigy", "sgdsai")
@@ -110,9 +120,7 @@ def sgdsai_with(state_dtype: str) -> OptimizerChoice:
         state_dtype: a key of :data:`STATE_DTYPES`.
     """
     label = f"SGD-SaI {state_dtype.replace('bfloat', 'bf')}"
-    return OptimizerChoice(
-        label, _plain(SGDSaI, state_dtype=STATE_DTYPES[state_dtype])
-    )
+    return OptimizerChoice(label, _plain(SGDSaI, state_dtype=STATE_DTYPES[state_dtype]))
 
 
 def factory_for(
@@ -127,16 +135,11 @@ def factory_for(
     Returns:
         The factory, and a sentence where the formula stands in for the package.
     """
-    module = {"adam-mini": "adam_mini", "lion-pytorch": "lion_pytorch"}
     package = choice.package
-    if package is None or importlib.util.find_spec(module.get(package, package)):
+    if package is None or importlib.util.find_spec(package.module):
         return choice.factory(model), None
-    formula = choice.formula
-    assert formula is not None
-    return (
-        lambda params: _FormulaOptimizer(params, formula),
-        f"{choice.label} by formula: {package} is not installed",
-    )
+    note = f"{choice.label} by formula: {package.name} is not installed"
+    return lambda params: _FormulaOptimizer(params, package.formula), note
 
 
 class _FormulaOptimizer(Optimizer):

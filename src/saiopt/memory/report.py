@@ -131,7 +131,7 @@ def as_json(reports: Sequence[Report]) -> list[dict[str, Any]]:
 def published() -> dict[str, Any]:
     """Return the paper's figures with their source, which ship with the package."""
     return json.loads(
-        resources.files(__package__).joinpath("published.json").read_text()
+        resources.files("saiopt.memory").joinpath("published.json").read_text()
     )
 
 

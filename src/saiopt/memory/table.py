@@ -22,6 +22,11 @@ _COLUMNS = (
     "state\nblocks",
     "paper\nGB",
 )
+_MEANING = (
+    "GiB = 2^30 bytes of tensors, without activations. release: the total when each "
+    "parameter steps during the backward pass and its gradient is freed. bytes/param: "
+    "of state. state blocks: what the CUDA allocator counts for it."
+)
 
 
 def renderables(reports: Sequence[Report]) -> Iterator[Table | Text]:
@@ -54,9 +59,7 @@ def memory_table(report: Report) -> Table:
     """
     from rich.table import Table
 
-    table = Table(
-        box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0)
-    )
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("GiB", no_wrap=True)
     shows_paper = any(row.published_gb is not None for row in report.rows)
     columns = _COLUMNS if shows_paper else _COLUMNS[:-1]
@@ -95,16 +98,10 @@ def notes(reports: Sequence[Report]) -> list[str]:
     Returns:
         Sentences, each one once.
     """
-    texts = [
-        "GiB = 2^30 bytes of tensors, without activations. release: the total when "
-        "each parameter steps during the backward pass and its gradient is freed. "
-        "bytes/param: of state. state blocks: what the CUDA allocator counts for it."
-    ]
+    texts = [_MEANING]
     shown = [row for report in reports for row in report.rows]
     if any(row.published_gb is not None for row in shown):
-        texts.append(
-            f"paper GB: {published()['source']}; compare with state blocks."
-        )
+        texts.append(f"paper GB: {published()['source']}; compare with state blocks.")
     texts += [
         f"{report.model}: {published()['notes'][report.model]}."
         for report in reports
