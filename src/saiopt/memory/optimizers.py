@@ -66,7 +66,14 @@ def _imported(module: str, name: str) -> Callable[[nn.Module], OptimizerFactory]
     return lambda _: getattr(importlib.import_module(module), name)
 
 
-def _adam_mini(model: nn.Module) -> OptimizerFactory:
+def adam_mini(model: nn.Module, **options: object) -> OptimizerFactory:
+    """Return a factory of Adam-mini, which wants to know names and sizes.
+
+    Args:
+        model: whose names and config count; the parameters that the factory gets are
+            its trainable ones, in their order.
+        **options: further arguments.
+    """
     build = importlib.import_module("adam_mini").Adam_mini
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     config = getattr(model, "config", None)
@@ -77,7 +84,7 @@ def _adam_mini(model: nn.Module) -> OptimizerFactory:
         "n_kv_heads": getattr(config, "num_key_value_heads", heads),
     }
     return lambda params: build(
-        list(zip(names, params, strict=True)), verbose=False, **sizes
+        list(zip(names, params, strict=True)), verbose=False, **sizes, **options
     )
 
 
@@ -101,7 +108,7 @@ CHOICES: dict[str, OptimizerChoice] = {
         Package("lion-pytorch", "lion_pytorch", _copies(1)),
     ),
     "adam-mini": OptimizerChoice(
-        "Adam-mini", _adam_mini, Package("adam-mini", "adam_mini", _adam_mini_formula)
+        "Adam-mini", adam_mini, Package("adam-mini", "adam_mini", _adam_mini_formula)
     ),
     "prodigy": OptimizerChoice(
         "Prodigy",
