@@ -104,7 +104,7 @@ class SGDSaI(Optimizer):
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
-            "state_dtype": state_dtype,
+            "state_dtype": options.state_dtype_name(state_dtype),
             "stochastic_rounding": stochastic_rounding,
         }
         options.check(defaults)
@@ -121,6 +121,9 @@ class SGDSaI(Optimizer):
             TypeError: an option or a parameter is of the wrong kind.
             ValueError: an option is out of its range.
         """
+        if "state_dtype" in param_group:
+            named = options.state_dtype_name(param_group["state_dtype"])
+            param_group = {**param_group, "state_dtype": named}
         options.check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         group = self.param_groups[-1]
