@@ -1,0 +1,135 @@
+"""g-SNR of every block while a model trains."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from saiopt.moments import measure
+from saiopt.scaling import gsnr
+
+
+@dataclasses.dataclass(frozen=True)
+class GSNRRow:
+    """One block at one step.
+
+    Args:
+        block: Name of the parameter.
+        numel: Its number of entries n.
+        step: When it was measured.
+        gsnr: ‖g‖ / (std(g) + ε), NaN for a gradient that is zero or not finite.
+    """
+
+    block: str
+    numel: int
+    step: int
+    gsnr: float
+
+    @property
+    def ratio(self) -> float:
+        """g-SNR over √n, about 1 for a gradient of nearly zero mean."""
+        return self.gsnr / math.sqrt(self.numel)
+
+
+class GSNRProbe:
+    """Measure g-SNR between ``backward()`` and ``step()``, and change nothing.
+
+    Args:
+        model: A module, or pairs of name and parameter.
+        eps: ε of the optimizer that is studied.
+
+    Attributes:
+        rows: Everything measured so far, in order.
+
+    >>> import torch
+    >>> layer = torch.nn.Linear(2, 1, bias=False)
+    >>> layer(torch.tensor([1.0, -1.0])).sum().backward()
+    >>> probe = GSNRProbe(layer)
+    >>> [row] = probe.record(step=0)
+    >>> row.block, row.numel, round(row.gsnr, 3)
+    ('weight', 2, 1.0)
+    """
+
+    def __init__(
+        self, model: nn.Module | Iterable[tuple[str, Tensor]], eps: float = 1e-8
+    ) -> None:
+        named = model.named_parameters() if isinstance(model, nn.Module) else model
+        self._named = list(named)
+        self._eps = eps
+        self.rows: list[GSNRRow] = []
+
+    def record(self, step: int) -> list[GSNRRow]:
+        """Measure all blocks that have a gradient.
+
+        Args:
+            step: Number that the rows will carry.
+
+        Returns:
+            The new rows, one per block, which are also kept in ``rows``.
+        """
+        blocks = [(name, p) for name, p in self._named if p.grad is not None]
+        moments = measure([p.grad for _, p in blocks if p.grad is not None])
+        values = gsnr(moments, self._eps).masked_fill(~moments.usable, math.nan)
+        new = [
+            GSNRRow(name, p.numel(), step, value)
+            for (name, p), value in zip(blocks, values.tolist(), strict=True)
+        ]
+        self.rows += new
+        return new
+
+    def table(self) -> str:
+        """Return the first and last measurement of every block as text."""
+        return gsnr_table(self.rows)
+
+    def plot(self, path: Path | str, title: str = "") -> None:
+        """Draw g-SNR/√n of every block over training.
+
+        Args:
+            path: File to write; its suffix names the format.
+            title: Heading.
+        """
+        from saiopt.analysis.gsnr_plot import plot_gsnr
+
+        plot_gsnr(self.rows, [Path(path)], title)
+
+
+def gsnr_by_block(rows: Iterable[GSNRRow]) -> dict[str, list[GSNRRow]]:
+    """Sort measurements by block.
+
+    Args:
+        rows: In the order of their steps.
+
+    Returns:
+        The rows of each block, blocks in the order of their first row.
+    """
+    blocks: dict[str, list[GSNRRow]] = {}
+    for row in rows:
+        blocks.setdefault(row.block, []).append(row)
+    return blocks
+
+
+def gsnr_table(rows: Iterable[GSNRRow]) -> str:
+    """Write the first and last measurement of every block as text.
+
+    Args:
+        rows: In the order of their steps.
+
+    Returns:
+        A heading and one line per block.
+    """
+    blocks = gsnr_by_block(rows)
+    width = max([5, *map(len, blocks)])
+    lines = [
+        f"{'block':<{width}} {'n':>9} {'√n':>8} {'g-SNR':>9} {'last':>9} "
+        f"{'/√n':>6} {'last':>6}"
+    ]
+    for block, measured in blocks.items():
+        first, last = measured[0], measured[-1]
+        lines.append(
+            f"{block:<{width}} {first.numel:>9,} {math.sqrt(first.numel):>8.1f} "
+            f"{first.gsnr:>9.1f} {last.gsnr:>9.1f} {first.ratio:>6.2f} "
+            f"{last.ratio:>6.2f}"
+        )
+    return "\n".join(lines)

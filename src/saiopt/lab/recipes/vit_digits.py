@@ -1,0 +1,67 @@
+"""Vision transformer on scikit-learn's handwritten digits."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from saiopt.lab.recipe import Metric, Recipe
+
+if TYPE_CHECKING:
+    from saiopt.lab.tasks.digit_classifier import DigitClassifier
+
+
+@dataclasses.dataclass(frozen=True)
+class VitDigits:
+    """A small ViT as transformers builds it, on images of 8x8 pixels.
+
+    Args:
+        hidden_size: Width; the MLP has four times as much.
+        num_layers: Transformer blocks.
+        num_heads: Attention heads.
+        patch_size: Pixels along a patch's side; divides 8.
+    """
+
+    hidden_size: int = 64
+    num_layers: int = 4
+    num_heads: int = 4
+    patch_size: int = 2
+
+    def load(self) -> DigitClassifier:
+        """Read the digits that come with scikit-learn.
+
+        Returns:
+            The task.
+        """
+        from saiopt.lab.tasks.digit_classifier import DigitClassifier
+
+        return DigitClassifier(self)
+
+
+def vit_digits() -> Recipe:
+    """Return the recipe: 0.2 M parameters, about 40 epochs of 1198 images.
+
+    Returns:
+        The recipe with the learning rates of ``studies/learning_rates``.
+    """
+    return Recipe(
+        name="vit-digits",
+        description="vision transformer (0.2 M parameters) on scikit-learn's digits",
+        task=VitDigits(),
+        metric=Metric("accuracy", "validation accuracy", True),
+        steps=750,
+        batch_size=64,
+        eval_every=50,
+        checkpoint_every=150,
+        schedule="cosine",
+        warmup_fraction=0.05,
+        clip_norm=1.0,
+        decay_per_step=1e-4,
+        lrs={
+            "sgdsai": 1e-1,
+            "sgdsai-sqrt-numel": 1e-1,
+            "adamw": 3e-3,
+            "sgd": 1e-1,
+            "sgdm-decoupled": 1.0,
+        },
+    )
