@@ -105,9 +105,7 @@ def plan(
             raise ValueError(f"{name} must be given each once, got {listed}")
     for name in lrs:
         if name not in optimizers:
-            raise ValueError(
-                f"lr must name one of {', '.join(optimizers)}, got {name}"
-            )
+            raise ValueError(f"lr must name one of {', '.join(optimizers)}, got {name}")
     table = {**recipe.lrs, **lrs}
     return [
         Run(recipe, optimizer, _lr(table, optimizer), seed)

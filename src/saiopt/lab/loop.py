@@ -133,9 +133,7 @@ class _Session:
         loss.backward()
         line = {"step": self.step, "lr": lr, "loss": loss.item()}
         if self.probe is not None and self._is_probed():
-            line["gsnr"] = {
-                row.block: row.gsnr for row in self.probe.record(self.step)
-            }
+            line["gsnr"] = {row.block: row.gsnr for row in self.probe.record(self.step)}
         line["grad_norm"] = self._clip()
         line["step_seconds"] = self._timed_step()
         self.folder.append(line)
@@ -182,9 +180,7 @@ class _Session:
         if not self.folder.checkpoint.exists():
             self.folder.truncate_log(0)
             return
-        position = checkpoint.load(
-            self.folder.checkpoint, self.model, self.optimizer
-        )
+        position = checkpoint.load(self.folder.checkpoint, self.model, self.optimizer)
         self.folder.truncate_log(position.log_bytes)
         self.step = position.step
         self.started -= position.elapsed_seconds
@@ -193,15 +189,11 @@ class _Session:
         position = checkpoint.Position(
             self.step, self.folder.log_bytes(), time.perf_counter() - self.started
         )
-        checkpoint.save(
-            self.folder.checkpoint, self.model, self.optimizer, position
-        )
+        checkpoint.save(self.folder.checkpoint, self.model, self.optimizer, position)
 
     def _finish(self, status: str, metrics: dict[str, float]) -> dict[str, Any]:
         seconds = sorted(
-            line["step_seconds"]
-            for line in self.folder.log()
-            if "step_seconds" in line
+            line["step_seconds"] for line in self.folder.log() if "step_seconds" in line
         )
         result = {
             "status": status,

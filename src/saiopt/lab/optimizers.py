@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from saiopt.optimizer import SGDSaI
 from saiopt.param_groups import decay_groups
+from saiopt.scaling import NamedScaling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +31,28 @@ class OptimizerSpec:
 
 
 def _sgdsai(
-    model: nn.Module, lr: float, weight_decay: float, **settings: Any
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    *,
+    momentum: float,
+    eps: float,
+    scaling: NamedScaling,
 ) -> Optimizer:
-    return SGDSaI(decay_groups(model, weight_decay), lr=lr, **settings)
+    groups = decay_groups(model, weight_decay)
+    return SGDSaI(groups, lr=lr, momentum=momentum, eps=eps, scaling=scaling)
 
 
 def _adamw(
-    model: nn.Module, lr: float, weight_decay: float, **settings: Any
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    *,
+    betas: tuple[float, float],
+    eps: float,
 ) -> Optimizer:
-    return torch.optim.AdamW(decay_groups(model, weight_decay), lr=lr, **settings)
+    groups = decay_groups(model, weight_decay)
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps)
 
 
 def _sgd(
@@ -66,7 +80,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     ),
     "adamw": OptimizerSpec(
         _adamw,
-        {"betas": [0.9, 0.95], "eps": 1e-8},
+        {"betas": (0.9, 0.95), "eps": 1e-8},
         "Brown et al. 2020 (GPT-3), appendix B",
     ),
     "sgd": OptimizerSpec(_sgd, {"momentum": 0.9}, "the usual momentum"),

@@ -98,13 +98,13 @@ def override(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
     """
     own = {k: v for k, v in settings.items() if not k.startswith("task.")}
     of_task = {k[5:]: v for k, v in settings.items() if k.startswith("task.")}
-    task: Any = recipe.task
-    if of_task:
-        task = dataclasses.replace(task, **_parse(task, of_task, "task."))
+    task = dataclasses.replace(recipe.task, **_parse(recipe.task, of_task, "task."))
     return dataclasses.replace(recipe, task=task, **_parse(recipe, own, ""))
 
 
-def _parse(target: Any, settings: Mapping[str, str], prefix: str) -> dict[str, Any]:
+def _parse(
+    target: "Recipe | TaskConfig", settings: Mapping[str, str], prefix: str
+) -> dict[str, Any]:
     kinds = {
         field.name: type(getattr(target, field.name))
         for field in dataclasses.fields(target)

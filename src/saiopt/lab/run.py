@@ -50,7 +50,7 @@ class Run:
     def describe(self) -> dict[str, Any]:
         """Return what the user chose, as JSON types."""
         recipe = dataclasses.asdict(self.recipe)
-        return {
+        description = {
             "recipe": {k: v for k, v in recipe.items() if k not in _IRRELEVANT},
             "optimizer": self.optimizer,
             "settings": dict(get_optimizer(self.optimizer).settings),
@@ -59,6 +59,8 @@ class Run:
             "seed": self.seed,
             "gsnr_every": self.gsnr_every,
         }
+        # What is read back from a file has lists where this has tuples.
+        return json.loads(json.dumps(description))
 
     def folder_name(self, numerics: dict[str, Any]) -> str:
         """Name the folder of this run.
@@ -74,7 +76,7 @@ class Run:
         return f"{self.recipe.name}-{self.optimizer}-seed{self.seed}-{digest}"
 
 
-def identity_hash(value: Any) -> str:
+def identity_hash(value: object) -> str:
     """Hash JSON types.
 
     Args:

@@ -161,7 +161,7 @@ def _create(path: Path, run: dict[str, Any], environment: dict[str, Any]) -> Non
     sync_folder(path.parent)
 
 
-def _without_infinities(value: Any) -> Any:
+def _without_infinities(value: object) -> object:
     if isinstance(value, dict):
         return {key: _without_infinities(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,7 +1,7 @@
 """What a recipe trains: a model, its batches, its loss and its evaluation."""
 
 from collections.abc import Mapping
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -41,6 +41,8 @@ class Task(Protocol):
 
 class TaskConfig(Protocol):
     """A frozen dataclass of numbers that says everything about a task."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def load(self) -> Task:
         """Read the data and return the task.

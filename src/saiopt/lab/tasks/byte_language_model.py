@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM, GPT2Config
 
 from saiopt.lab.draws import generator
 from saiopt.lab.stdlib_source import SourceText
@@ -44,22 +44,20 @@ class ByteLanguageModel:
             The model on the CPU.
         """
         torch.manual_seed(seed)
-        return GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=_VOCABULARY,
-                n_positions=self.config.context,
-                n_embd=self.config.n_embd,
-                n_layer=self.config.n_layer,
-                n_head=self.config.n_head,
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-                bos_token_id=0,
-                eos_token_id=0,
-                use_cache=False,
-                attn_implementation="sdpa",
-            )
+        config = GPT2Config(
+            vocab_size=_VOCABULARY,
+            n_positions=self.config.context,
+            n_embd=self.config.n_embd,
+            n_layer=self.config.n_layer,
+            n_head=self.config.n_head,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+            use_cache=False,
         )
+        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """Draw windows from the training text.
@@ -91,7 +89,7 @@ class ByteLanguageModel:
         """
         bytes_ = batch["bytes"]
         logits = model(input_ids=bytes_[:, :-1]).logits
-        return F.cross_entropy(logits.reshape(-1, _VOCABULARY), bytes_[:, 1:].flatten())
+        return cross_entropy(logits.reshape(-1, _VOCABULARY), bytes_[:, 1:].flatten())
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

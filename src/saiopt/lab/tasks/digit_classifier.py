@@ -4,11 +4,11 @@ import hashlib
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
-from transformers import ViTConfig, ViTForImageClassification
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForImageClassification, ViTConfig
 
 from saiopt.lab.draws import generator
 from saiopt.lab.task import Batch
@@ -36,15 +36,16 @@ class DigitClassifier:
         self.fingerprint = hashlib.sha256(
             pixels.tobytes() + digits.tobytes()
         ).hexdigest()[:16]
-        split = train_test_split(
-            torch.from_numpy(pixels).float().div(8).sub(1).reshape(-1, 1, 8, 8),
-            torch.from_numpy(digits).long(),
+        rows = train_test_split(
+            range(len(digits)),
             test_size=_HELD_OUT_SHARE,
             random_state=_SPLIT_SEED,
             stratify=digits,
         )
-        self._images, self._held_out_images = split[0], split[1]
-        self._labels, self._held_out_labels = split[2], split[3]
+        images = torch.from_numpy(pixels).float().div(8).sub(1).reshape(-1, 1, 8, 8)
+        labels = torch.from_numpy(digits).long()
+        self._images, self._held_out_images = (images[part] for part in rows)
+        self._labels, self._held_out_labels = (labels[part] for part in rows)
 
     def build_model(self, seed: int) -> nn.Module:
         """Build the ViT without dropout.
@@ -56,20 +57,21 @@ class DigitClassifier:
             The model on the CPU.
         """
         torch.manual_seed(seed)
-        return ViTForImageClassification(
-            ViTConfig(
-                image_size=8,
-                num_channels=1,
-                patch_size=self.config.patch_size,
-                hidden_size=self.config.hidden_size,
-                intermediate_size=4 * self.config.hidden_size,
-                num_hidden_layers=self.config.num_layers,
-                num_attention_heads=self.config.num_heads,
-                num_labels=10,
-                hidden_dropout_prob=0.0,
-                attention_probs_dropout_prob=0.0,
-                attn_implementation="sdpa",
-            )
+        config = ViTConfig(
+            image_size=8,
+            num_channels=1,
+            patch_size=self.config.patch_size,
+            hidden_size=self.config.hidden_size,
+            intermediate_size=4 * self.config.hidden_size,
+            num_hidden_layers=self.config.num_layers,
+            num_attention_heads=self.config.num_heads,
+            id2label={digit: str(digit) for digit in range(10)},
+            label2id={str(digit): digit for digit in range(10)},
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+        return AutoModelForImageClassification.from_config(
+            config, attn_implementation="sdpa"
         )
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
@@ -108,7 +110,7 @@ class DigitClassifier:
             A 0-d tensor in nats.
         """
         logits = model(pixel_values=batch["images"]).logits
-        return F.cross_entropy(logits, batch["labels"])
+        return cross_entropy(logits, batch["labels"])
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -126,5 +128,5 @@ class DigitClassifier:
         accuracy = (logits.argmax(dim=1) == labels).double().mean()
         return {
             "accuracy": accuracy.item(),
-            "loss": F.cross_entropy(logits, labels).item(),
+            "loss": cross_entropy(logits, labels).item(),
         }
