@@ -1,0 +1,103 @@
+"""Which blocks begin at this step, and with which scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .moments import Moments, measure
+from .scaling import scales
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Hold a block that has a gradient but has not begun.
+
+    Args:
+        grad: its gradient.
+        group: its param group.
+        scale: its 0-d float32 entry in the state.
+        preset: the scale it was given beforehand, 0 where its gradient must tell.
+    """
+
+    grad: Tensor
+    group: dict[str, Any]
+    scale: Tensor
+    preset: float
+
+
+# Reads the device and branches on what it read: not to be traced.
+@torch.compiler.disable
+def begin(
+    candidates: Sequence[Candidate], groups: Sequence[dict[str, Any]]
+) -> list[bool]:
+    """Set the scale of every candidate whose gradient is finite and not all zero.
+
+    All gradients are measured before anything is written, with one host
+    synchronisation; nothing is written when this raises.
+
+    Args:
+        candidates: blocks with a gradient and without a running momentum.
+        groups: all param groups of the optimizer.
+
+    Returns:
+        For each candidate, whether it begins.
+
+    Raises:
+        ValueError: a scaling rule returns a scale that is not positive and finite, or
+            not one scale per block.
+    """
+    moments = measure([c.grad for c in candidates])
+    usable = moments.usable
+    begun = [c for c, begins in zip(candidates, usable.tolist(), strict=True) if begins]
+    values = _scales(begun, moments.select(usable))
+    largest = _divide_by_largest(begun, values, groups)
+    _check(values)
+    for candidate, value in zip(begun, values.tolist(), strict=True):
+        candidate.scale.fill_(value)
+    for group in groups:
+        if "gsnr_max" in group:
+            group["gsnr_max"] = largest
+    return usable.tolist()
+
+
+def _scales(candidates: Sequence[Candidate], moments: Moments) -> Tensor:
+    """Return the preset scales, and those of the groups' rules for the others."""
+    values = torch.tensor([c.preset for c in candidates], dtype=torch.float64)
+    for group in {id(c.group): c.group for c in candidates}.values():
+        rows = torch.tensor([c.group is group and c.preset == 0 for c in candidates])
+        if rows.any():
+            rule, eps = group["scaling"], group["eps"]
+            values[rows] = scales(rule, moments.select(rows), eps)
+    return values
+
+
+def _divide_by_largest(
+    candidates: Sequence[Candidate], values: Tensor, groups: Sequence[dict[str, Any]]
+) -> float:
+    """Divide the scales of `"gsnr_max"` in place by the first calibration's largest.
+
+    Returns:
+        That largest g-SNR, 0 before the first calibration.
+    """
+    largest = max((group.get("gsnr_max", 0.0) for group in groups), default=0.0)
+    rows = torch.tensor(
+        [c.group["scaling"] == "gsnr_max" and c.preset == 0 for c in candidates],
+        dtype=torch.bool,
+    )
+    if rows.any():
+        largest = largest or values[rows].max().item()
+        values[rows] /= largest
+    return largest
+
+
+def _check(values: Tensor) -> None:
+    wrong = values[~(values.isfinite() & (values > 0))]
+    if len(wrong) > 0:
+        raise ValueError(
+            f"scaling must return positive and finite scales, got {wrong[0].item()}"
+        )

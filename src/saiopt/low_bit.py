@@ -1,0 +1,90 @@
+"""Storing float32 results in 16 bits without losing what is smaller than a spacing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def round_to_nearest(target: Tensor, source: Tensor) -> None:
+    """Store float values with the hardware's rounding to nearest even.
+
+    Args:
+        target: tensor to overwrite, any floating dtype.
+        source: values of the same shape.
+    """
+    target.copy_(source)
+
+
+def round_stochastically(target: Tensor, source: Tensor, noise: Tensor) -> None:
+    """Store float32 values in bfloat16, rounding up with the probability of the rest.
+
+    A value between two neighbours of bfloat16 goes to the upper one with probability
+    (value - lower) / spacing, so that the expectation of the stored value is the value.
+    Infinities and NaN are kept.
+
+    Args:
+        target: bfloat16 tensor to overwrite.
+        source: float32 values of the same shape.
+        noise: int32, uniform over 0 … 2¹⁶-1, same shape.
+
+    Example:
+        >>> target = torch.zeros(1, dtype=torch.bfloat16)
+        >>> round_stochastically(target, torch.tensor([1.5]), torch.tensor([65535]))
+        >>> target.item()
+        1.5
+    """
+    bits = source.contiguous().view(torch.int32)
+    # bfloat16 is the upper half of float32: a carry out of the lower half rounds up.
+    rounded = (bits + noise.to(torch.int32)) >> 16
+    upper = torch.where(source.isfinite(), rounded, _quiet(bits) >> 16)
+    target.copy_(upper.to(torch.int16).view(torch.bfloat16))
+
+
+def noise_bits(start: int, count: int, seed: Tensor) -> Tensor:
+    """Return 32 pseudo-random bits for each of `count` consecutive entries.
+
+    The bits are a hash of the entry's index and the seed: the same on every device and
+    in every execution, and no generator's state has to be saved.
+
+    Args:
+        start: index of the first entry within its tensor.
+        count: number of entries.
+        seed: 0-d int32 tensor on the device of the entries.
+
+    Returns:
+        int32, shape (count,).
+
+    Example:
+        >>> noise_bits(0, 3, torch.tensor(7, dtype=torch.int32)).dtype
+        torch.int32
+    """
+    index = torch.arange(start, start + count, device=seed.device).to(torch.int32)
+    return _mix(index ^ _mix(seed))
+
+
+def low_half(bits: Tensor) -> Tensor:
+    """Return the lower 16 of 32 bits as int32, 0 … 2¹⁶-1."""
+    return bits & 0xFFFF
+
+
+def high_half(bits: Tensor) -> Tensor:
+    """Return the upper 16 of 32 bits as int32, 0 … 2¹⁶-1."""
+    return (bits >> 16) & 0xFFFF
+
+
+def _mix(bits: Tensor) -> Tensor:
+    """Scramble int32 values by a bijection in which each input bit reaches all others.
+
+    The multipliers are those of C. Wellons' "lowbias32" (2018); int32 products wrap,
+    and the masks make the arithmetic shifts logical.
+    """
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * 0x7FEB352D
+    bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
+    return bits ^ ((bits >> 16) & 0xFFFF)
+
+
+def _quiet(bits: Tensor) -> Tensor:
+    """Set the top mantissa bit of NaN, which truncation could turn into infinity."""
+    is_nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return torch.where(is_nan, bits | 0x00400000, bits)

@@ -1,0 +1,87 @@
+"""The scales of an optimizer by parameter name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from .optimizer import SGDSaI
+
+
+def get_scales(optimizer: SGDSaI, model: nn.Module) -> dict[str, float]:
+    """Return the scale of each of the model's parameters that the optimizer has.
+
+    Args:
+        optimizer: the optimizer.
+        model: the model whose names count.
+
+    Returns:
+        s by parameter name, 0.0 where a block is not calibrated yet.
+
+    Raises:
+        TypeError: the optimizer is not SGDSaI.
+        ValueError: the model has no parameter of the optimizer.
+
+    Example:
+        >>> model = nn.Linear(4, 1)
+        >>> optimizer = SGDSaI(model.parameters())
+        >>> set_scales(optimizer, model, {"weight": 2.0})
+        >>> get_scales(optimizer, model)
+        {'weight': 2.0, 'bias': 0.0}
+    """
+    return {
+        name: abs(_held_scale(optimizer, param))
+        for name, param in _named_params(optimizer, model).items()
+    }
+
+
+def set_scales(
+    optimizer: SGDSaI, model: nn.Module, scales: Mapping[str, float]
+) -> None:
+    """Set scales before calibration, or in its place, or anew.
+
+    A block that has not begun takes its scale from here, and its momentum starts at its
+    first usable gradient, as after a calibration. A block that runs keeps its momentum.
+    Nothing changes where this raises.
+
+    Args:
+        optimizer: the optimizer.
+        model: the model whose names count.
+        scales: s > 0 by parameter name; 0 makes a block calibrate at its next usable
+            gradient. Blocks that are not named stay as they are.
+
+    Raises:
+        TypeError: the optimizer is not SGDSaI.
+        ValueError: a name is not one of the optimizer's parameters in the model, or a
+            scale is negative or not finite.
+    """
+    params = _named_params(optimizer, model)
+    for name, scale in scales.items():
+        if name not in params:
+            raise ValueError(
+                "scales must name parameters of the model that the optimizer has, "
+                f"got {name!r}"
+            )
+        if not 0 <= scale < math.inf:
+            raise ValueError(f"scales[{name!r}] must be finite and >= 0, got {scale}")
+    optimizer.assign_scales({params[name]: s for name, s in scales.items()})
+
+
+def _held_scale(optimizer: SGDSaI, param: Tensor) -> float:
+    entry = optimizer.state.get(param)
+    return 0.0 if entry is None else entry["scale"].item()
+
+
+def _named_params(optimizer: SGDSaI, model: nn.Module) -> dict[str, Tensor]:
+    """Return the optimizer's parameters by their names in the model."""
+    if not isinstance(optimizer, SGDSaI):
+        raise TypeError(f"optimizer must be SGDSaI, got {type(optimizer).__name__}")
+    owned = {p for group in optimizer.param_groups for p in group["params"]}
+    named: dict[str, Tensor] = {
+        name: p for name, p in model.named_parameters() if p in owned
+    }
+    if not named:
+        raise ValueError("model must have parameters of the optimizer, got none")
+    return named

@@ -1,0 +1,307 @@
+"""SGD-SaI: its arguments, its state, the choice of execution, and the step."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT, StateDict
+
+from . import loading, options, state
+from .calibration import Candidate, begin
+from .scaling import Scaling
+from .update import Block, Coefficients, choose, decay
+
+
+class SGDSaI(Optimizer):
+    r"""Implement SGD with momentum and learning-rate scaling at initialisation.
+
+    Each block, one parameter tensor, calibrates once, at its first gradient that is
+    finite and not all zero, and keeps its scale s::
+
+        calibration   s = scaling(g) ;  m = g
+        later         m = μ m + (1-μ) g
+        update        θ = (1 - ηλ) θ ;  θ = θ - η s m
+
+    Until then only the decay acts on the block. The first call of :meth:`step`
+    allocates the state of every parameter that requires a gradient.
+
+    On a float32 model without degenerate blocks this follows the authors' release 1.0.3
+    to rounding. It deviates on degenerate blocks (:func:`saiopt.scaling.gsnr`), and
+    where the first gradient is zero, absent or not finite, on which the release never
+    recovers. It deviates from :class:`torch.optim.SGD` in its decay, which is decoupled
+    from the momentum, and in its moving average, whose dampening is μ. The momentum
+    averages the gradient itself also under `maximize`, where the step changes its sign.
+
+    Args:
+        params: parameters, (name, parameter) pairs or param groups.
+        lr: η >= 0, a float or a tensor of one entry.
+        momentum: μ in [0, 1). With 0 no momentum is kept.
+        eps: ε >= 0, added to the standard deviation in the g-SNR, in the gradient's
+            units.
+        weight_decay: λ >= 0, decoupled.
+        scaling: `"gsnr"`, `"gsnr_max"` (divided by the largest g-SNR of all blocks at
+            the first calibration, the paper's Algorithm 1), `"sqrt_numel"` (√n),
+            `"none"` (1), or a callable from :class:`saiopt.Moments` to one scale per
+            block.
+        maximize: step along the gradient.
+        foreach: whether to update lists of tensors together. None chooses.
+        fused: whether to use a fused kernel. None chooses.
+        state_dtype: dtype of the momentum: None for the parameter's, torch.float32 or
+            torch.bfloat16.
+        stochastic_rounding: whether bfloat16 results round stochastically. None means
+            yes.
+
+    Raises:
+        TypeError: an argument is of the wrong kind, or a parameter is complex or
+            sparse.
+        ValueError: an argument is out of its range.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(3, 1)
+        >>> optimizer = SGDSaI(model.parameters(), lr=1e-2)
+        >>> model(torch.ones(2, 3)).square().mean().backward()
+        >>> optimizer.step()
+
+    References:
+        Xu et al. (2024), "No More Adam: Learning Rate Scaling at Initialization is All
+        You Need", arXiv 2412.11768.
+    """
+
+    # Blocks that have not begun, and the scale each was given beforehand (0: none).
+    # Derived from the state, so that steps need not read it from the device.
+    _pending: dict[Tensor, float]
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        momentum: float = 0.9,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        scaling: Scaling = "gsnr",
+        maximize: bool = False,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+        state_dtype: torch.dtype | None = None,
+        stochastic_rounding: bool | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "scaling": scaling,
+            "maximize": maximize,
+            "foreach": foreach,
+            "fused": fused,
+            "state_dtype": state_dtype,
+            "stochastic_rounding": stochastic_rounding,
+        }
+        options.check(defaults)
+        self._pending = {}
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group; its blocks calibrate by themselves.
+
+        Args:
+            param_group: `params`, and the options that differ from the defaults.
+
+        Raises:
+            TypeError: an option or a parameter is of the wrong kind.
+            ValueError: an option is out of its range.
+        """
+        options.check({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            for param in group["params"]:
+                options.check_param(param, group)
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+        if group["scaling"] == "gsnr_max":
+            group.setdefault("gsnr_max", 0.0)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform one optimization step.
+
+        Args:
+            closure: reevaluates the model and returns the loss; called once.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse, or an execution that was asked for does
+                not exist.
+            ValueError: a scaling callable returns a scale that is not positive and
+                finite.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._prepare()
+        begun = self._begin()
+        for group in self.param_groups:
+            self._update(group, begun)
+        return loss
+
+    def state_dict(self) -> StateDict:
+        """Return the state and the options, without a `scaling` that is a callable.
+
+        Returns:
+            What :meth:`load_state_dict` needs to continue bit for bit.
+        """
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            if callable(group["scaling"]):
+                del group["scaling"]
+        return saved
+
+    def load_state_dict(self, state_dict: StateDict) -> None:
+        """Load a state_dict of this class or of the authors' `SGD_sai`.
+
+        Tensors keep their dtypes, where torch would cast them to the parameters'.
+        Options come from the state_dict, as in torch, except `foreach` and `fused`.
+
+        Args:
+            state_dict: what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: the param groups do not match.
+        """
+        hook = self.register_load_state_dict_pre_hook(
+            lambda _, loaded: loading.keep(loaded)
+        )
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+
+    def assign_scales(self, scales: Mapping[Tensor, float]) -> None:
+        """Set the scales of some parameters; :func:`saiopt.set_scales` names them.
+
+        Args:
+            scales: s by parameter, 0 to calibrate at the next usable gradient.
+        """
+        self._prepare()
+        for param, scale in scales.items():
+            waits = param in self._pending
+            self.state[param]["scale"].fill_(-scale if waits else scale)
+        self._find_pending()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        held_state = self.__dict__.get("state", {})
+        held_groups = self.__dict__.get("param_groups", [])
+        super().__setstate__(state)
+        self.state = defaultdict(dict, loading.unwrap(self.state, held_state))
+        loading.fill_in(self.param_groups, held_groups, self.defaults)
+        self._find_pending()
+
+    def _find_pending(self) -> None:
+        """Read from the state which blocks have not begun."""
+        scales = {p: entry["scale"].item() for p, entry in self.state.items()}
+        self._pending = {p: -scale for p, scale in scales.items() if scale <= 0}
+
+    def _params(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
+        for group in self.param_groups:
+            for param in group["params"]:
+                yield param, group
+
+    def _prepare(self) -> None:
+        """Give a state to every parameter that may train and has none."""
+        for ordinal, (param, group) in enumerate(self._params()):
+            if param.grad is not None and param.grad.layout != torch.strided:
+                raise RuntimeError(f"gradients must be dense, got {param.grad.layout}")
+            entry = self.state.get(param)
+            if entry is None:
+                if param.requires_grad or param.grad is not None:
+                    self.state[param] = state.allocate(param, group, ordinal)
+                    self._pending[param] = 0.0
+            elif group["momentum"] != 0 and "momentum_buffer" not in entry:
+                # The momentum was 0 until now: it starts at the next gradient.
+                entry["momentum_buffer"] = state.momentum_buffer(param, group)
+                entry["scale"].abs_().neg_()
+                self._pending[param] = -entry["scale"].item()
+
+    def _begin(self) -> set[Tensor]:
+        """Calibrate the blocks that can be; return those that begin at this step."""
+        if not self._pending:
+            return set()
+        params, candidates = [], []
+        for param, group in self._params():
+            preset = self._pending.get(param)
+            if preset is not None and param.grad is not None:
+                scale = self.state[param]["scale"]
+                params.append(param)
+                candidates.append(Candidate(param.grad, group, scale, preset))
+        if not candidates:
+            return set()
+        begins = begin(candidates, self.param_groups)
+        begun = {p for p, now in zip(params, begins, strict=True) if now}
+        for param in begun:
+            del self._pending[param]
+        return begun
+
+    def _update(self, group: dict[str, Any], begun: set[Tensor]) -> None:
+        """Update the blocks of a group that have a gradient."""
+        starting, running, waiting = [], [], []
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            block = _block(param, param.grad, self.state[param])
+            if param in self._pending:
+                waiting.append(block)
+            else:
+                (starting if param in begun else running).append(block)
+        _advance(starting + running + waiting)
+        foreach, fused = group["foreach"], group["fused"]
+        # A moving average of weight 1 starts the momentum: m = g.
+        for blocks, momentum in ((starting, 0.0), (running, group["momentum"])):
+            if blocks:
+                execution = choose(blocks, foreach=foreach, fused=fused)
+                execution(blocks, _coefficients(group, momentum))
+        decay(waiting, _coefficients(group, group["momentum"]))
+
+
+def _block(param: Tensor, grad: Tensor, entry: dict[str, Tensor]) -> Block:
+    return Block(
+        param,
+        grad,
+        entry.get("momentum_buffer"),
+        entry["scale"],
+        entry.get("rounding_seed"),
+    )
+
+
+def _advance(blocks: list[Block]) -> None:
+    """Give blocks that round stochastically new noise."""
+    seeds = [b.rounding_seed for b in blocks if b.rounding_seed is not None]
+    if seeds:
+        torch._foreach_add_(seeds, 1)
+
+
+def _coefficients(group: dict[str, Any], momentum: float) -> Coefficients:
+    lr = group["lr"]
+    return Coefficients(
+        lr=lr.squeeze() if isinstance(lr, Tensor) else lr,
+        momentum=momentum,
+        weight_decay=group["weight_decay"],
+        maximize=group["maximize"],
+    )

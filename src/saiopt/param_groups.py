@@ -1,0 +1,40 @@
+"""Which parameters decay."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split a model's trainable parameters into those that decay and those that do not.
+
+    Biases, the scales and shifts of norms and all other parameters of at most one
+    dimension do not decay. Shared parameters appear once.
+
+    Args:
+        model: the model.
+        weight_decay: λ >= 0 of the parameters that decay.
+
+    Returns:
+        Param groups for an optimizer, without empty ones: `params`, `weight_decay`.
+
+    Raises:
+        ValueError: the model has no parameter that requires a gradient.
+
+    Example:
+        >>> groups = decay_groups(nn.Linear(3, 2), weight_decay=0.1)
+        >>> [(len(g["params"]), g["weight_decay"]) for g in groups]
+        [(1, 0.1), (1, 0.0)]
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("model must have a parameter that requires a gradient")
+    decaying: list[Tensor] = [p for p in trainable if p.dim() >= 2]
+    others: list[Tensor] = [p for p in trainable if p.dim() < 2]
+    groups = [
+        {"params": decaying, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

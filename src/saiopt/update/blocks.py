@@ -1,0 +1,52 @@
+"""What every execution of the update rule is given."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Block(NamedTuple):
+    """Hold the tensors of one block.
+
+    Args:
+        param: θ, changed in place.
+        grad: g, never changed.
+        momentum_buffer: m, changed in place; None where no momentum is kept.
+        scale: s, float32, 0-d or broadcasting against the parameter.
+        rounding_seed: 0-d int32; None where results round to nearest.
+    """
+
+    param: Tensor
+    grad: Tensor
+    momentum_buffer: Tensor | None
+    scale: Tensor
+    rounding_seed: Tensor | None
+
+
+class Coefficients(NamedTuple):
+    """Hold the numbers that the blocks of one call share.
+
+    Args:
+        lr: η, a float or a 0-d tensor on any device.
+        momentum: μ in [0, 1). With 0 the momentum becomes the gradient, which is also
+            how a block's first step starts its moving average.
+        weight_decay: λ >= 0, decoupled.
+        maximize: step along the gradient instead of against it.
+    """
+
+    lr: float | Tensor
+    momentum: float
+    weight_decay: float
+    maximize: bool
+
+    @property
+    def shrink(self) -> float | Tensor:
+        """Return 1 - ηλ."""
+        return 1 - self.lr * self.weight_decay
+
+    @property
+    def sign(self) -> int:
+        """Return the sign of the step along the momentum."""
+        return 1 if self.maximize else -1
