@@ -121,10 +121,8 @@ def gsnr_table(rows: Iterable[GSNRRow]) -> str:
     """
     blocks = gsnr_by_block(rows)
     width = max([5, *map(len, blocks)])
-    lines = [
-        f"{'block':<{width}} {'n':>9} {'√n':>8} {'g-SNR':>9} {'last':>9} "
-        f"{'/√n':>6} {'last':>6}"
-    ]
+    titles = f"{'n':>9} {'√n':>8} {'g-SNR':>9} {'last':>9} {'/√n':>6} {'last':>6}"
+    lines = [f"{'block':<{width}} {titles}"]
     for block, measured in blocks.items():
         first, last = measured[0], measured[-1]
         lines.append(

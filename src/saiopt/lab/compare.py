@@ -7,33 +7,14 @@ from typing import Any
 
 import torch
 
+from saiopt.analysis.curves import Curve, plot_curves
 from saiopt.lab.atomic import write_json
 from saiopt.lab.intervals import Estimate, estimate
-from saiopt.lab.loop import Observer, open_folder, train
+from saiopt.lab.loop import Observer
+from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.run import Run, identity_hash
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """A run that has ended, and its folder.
-
-    Args:
-        run: What was trained.
-        folder: Name of the run's folder.
-        result: The content of ``result.json``.
-        curve: Steps and values of the recipe's metric.
-    """
-
-    run: Run
-    folder: str
-    result: Mapping[str, Any]
-    curve: Sequence[tuple[int, float]]
-
-    @property
-    def value(self) -> float | None:
-        """The metric at the end, None of a diverged run."""
-        return self.result["metrics"].get(self.run.recipe.metric.name)
+from saiopt.lab.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,13 +95,36 @@ def plan(
     ]
 
 
+def prepare(runs: Sequence[Run]) -> Task:
+    """Load the task of some runs and see that it has a batch for them.
+
+    Args:
+        runs: Of one recipe.
+
+    Returns:
+        The task.
+
+    Raises:
+        FileNotFoundError: If the data is not on this machine.
+        ValueError: If the task's sizes do not fit its data.
+    """
+    task = runs[0].recipe.task.load()
+    task.batch(runs[0].seed, 0, runs[0].recipe.batch_size)
+    return task
+
+
 def compare(
-    runs: Sequence[Run], runs_dir: Path, device: torch.device, observe: Observer
+    runs: Sequence[Run],
+    task: Task,
+    runs_dir: Path,
+    device: torch.device,
+    observe: Observer,
 ) -> Comparison:
     """Train all runs that are not finished and put them side by side.
 
     Args:
         runs: Of one recipe.
+        task: Of that recipe, from :func:`prepare`.
         runs_dir: Where run folders live.
         device: Where they train.
         observe: Told of every step.
@@ -131,23 +135,13 @@ def compare(
     Raises:
         RunFolderError: If a run's folder is damaged or in use.
     """
-    task = runs[0].recipe.task.load()
-    outcomes = []
-    for run in runs:
-        folder = open_folder(run, task.fingerprint, runs_dir, device)
-        result = train(run, task, folder, device, observe)
-        name = run.recipe.metric.name
-        curve = [
-            (line["step"], line["metrics"][name])
-            for line in folder.log()
-            if line.get("metrics", {}).get(name) is not None
-        ]
-        outcomes.append(Outcome(run, folder.path.name, result, curve))
+    outcomes = [carry_out(run, task, runs_dir, device, observe) for run in runs]
     comparison = Comparison(
         runs[0].recipe, outcomes, summarize(outcomes), _folder(outcomes, runs_dir)
     )
     comparison.folder.mkdir(exist_ok=True)
     write_json(comparison.folder / "comparison.json", as_json(comparison))
+    _plot(comparison)
     return comparison
 
 
@@ -192,6 +186,15 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         ],
         "folder": str(comparison.folder),
     }
+
+
+def _plot(comparison: Comparison) -> None:
+    curves: dict[str, list[Curve]] = {}
+    for outcome in comparison.outcomes:
+        curves.setdefault(outcome.run.optimizer, []).append(outcome.curve)
+    paths = [comparison.folder / f"curves.{suffix}" for suffix in ("png", "svg")]
+    recipe = comparison.recipe
+    plot_curves(curves, recipe.name, recipe.metric.label, paths)
 
 
 def _lr(table: Mapping[str, float], optimizer: str) -> float:

@@ -4,14 +4,13 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from saiopt.analysis.gsnr import GSNRProbe
 from saiopt.lab import checkpoint
-from saiopt.lab.environment import deterministic, environment, numerics
+from saiopt.lab.environment import deterministic
 from saiopt.lab.optimizers import get_optimizer, state_bytes
 from saiopt.lab.run import Run
 from saiopt.lab.run_folder import RunFolder
@@ -26,37 +25,20 @@ class Progress:
     Args:
         run: The run.
         step: Finished steps.
-        loss: Of the last step; None before the first one.
-        metrics: Of an evaluation, if this is one.
-        reused: Whether the run was finished before.
+        loss: Of the step that has just been made.
+        metrics: Of the evaluation that has just been made.
+        status: ``"started"`` (``step`` > 0 on a resume), ``"training"``,
+            ``"finished"``, ``"diverged"`` or ``"reused"``.
     """
 
     run: Run
     step: int
     loss: float | None = None
     metrics: dict[str, float] | None = None
-    reused: bool = False
+    status: str = "training"
 
 
 Observer = Callable[[Progress], None]
-
-
-def open_folder(
-    run: Run, fingerprint: str, runs_dir: Path, device: torch.device
-) -> RunFolder:
-    """Create the folder of a run or find it again.
-
-    Args:
-        run: The run.
-        fingerprint: Hash of the task's data.
-        runs_dir: Where run folders live.
-        device: Where it trains.
-
-    Returns:
-        The folder; its name depends on everything that determines the numbers.
-    """
-    name = run.folder_name(numerics(device, fingerprint))
-    return RunFolder(runs_dir / name, run.describe(), environment(device, fingerprint))
 
 
 def train(
@@ -80,7 +62,7 @@ def train(
     with folder.locked(), deterministic():
         result = folder.result()
         if result is not None:
-            observe(Progress(run, result["step"], None, result["metrics"], True))
+            observe(Progress(run, result["step"], None, result["metrics"], "reused"))
             return result
         return _Session(run, task, folder, device, observe).run_to_end()
 
@@ -107,6 +89,7 @@ class _Session:
         self._resume()
 
     def run_to_end(self) -> dict[str, Any]:
+        self.observe(Progress(self.run, self.step, status="started"))
         metrics: dict[str, float] = {}
         while True:
             if self.step % self.recipe.eval_every == 0 or self._is_over():
@@ -208,4 +191,5 @@ class _Session:
             "total_seconds": time.perf_counter() - self.started,
         }
         self.folder.finish(result)
+        self.observe(Progress(self.run, self.step, None, result["metrics"], status))
         return result

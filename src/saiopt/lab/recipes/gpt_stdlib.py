@@ -42,7 +42,7 @@ class GptStdlib:
 
 
 def gpt_stdlib() -> Recipe:
-    """Return the recipe: 0.84 M parameters, 0.8 MB of text in 800 steps.
+    """Return the recipe: 0.84 M parameters, 0.6 MB of text in 600 steps.
 
     Returns:
         The recipe with the learning rates of ``studies/learning_rates``.
@@ -52,9 +52,9 @@ def gpt_stdlib() -> Recipe:
         description="byte-level GPT-2 (0.84 M parameters) on Python's library source",
         task=GptStdlib(),
         metric=Metric("loss", "validation loss (nats per byte)", False),
-        steps=800,
+        steps=600,
         batch_size=8,
-        eval_every=100,
+        eval_every=50,
         checkpoint_every=100,
         schedule="cosine",
         warmup_fraction=0.05,

@@ -1,0 +1,40 @@
+"""Picture of a metric against the learning rate."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from saiopt.analysis.figure import COLORS, figure, label_ends
+
+
+def plot_sweep(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float | None]]]],
+    labels: Mapping[str, str],
+    higher_is_better: Mapping[str, bool],
+    paths: Sequence[Path],
+) -> None:
+    """Draw one panel per recipe and one curve per optimizer, its best value ringed.
+
+    Args:
+        panels: Recipe, optimizer, then learning rates and values; None diverged.
+        labels: Axis label by recipe.
+        higher_is_better: By recipe.
+        paths: Files to write.
+    """
+    with figure(paths, (5.4 * len(panels), 4.2), len(panels)) as (drawing, all_axes):
+        for axes, (recipe, curves) in zip(all_axes, panels.items(), strict=True):
+            ends = []
+            for color, (optimizer, points) in zip(COLORS, curves.items(), strict=False):
+                finite = [(lr, value) for lr, value in points if value is not None]
+                axes.plot(*zip(*finite, strict=True), "o-", ms=3, color=color)
+                pick = max if higher_is_better[recipe] else min
+                best = pick(finite, key=lambda point: point[1])
+                axes.plot(*best, "o", ms=10, mfc="none", mec=color)
+                ends.append((*finite[-1], optimizer, color))
+            axes.set(
+                xscale="log",
+                xlabel="peak learning rate",
+                ylabel=labels[recipe],
+                title=recipe,
+            )
+            drawing.draw_without_rendering()
+            label_ends(axes, ends)
