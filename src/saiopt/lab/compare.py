@@ -11,6 +11,7 @@ from saiopt.analysis.curves import Curve, plot_curves
 from saiopt.lab.atomic import write_json
 from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.loop import Observer
+from saiopt.lab.optimizers import get_optimizer
 from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.run import Run, identity_hash
@@ -87,6 +88,8 @@ def plan(
     for name in lrs:
         if name not in optimizers:
             raise ValueError(f"lr must name one of {', '.join(optimizers)}, got {name}")
+    for name in optimizers:
+        get_optimizer(name)
     table = {**recipe.lrs, **lrs}
     return [
         Run(recipe, optimizer, _lr(table, optimizer), seed)
@@ -96,7 +99,7 @@ def plan(
 
 
 def prepare(runs: Sequence[Run]) -> Task:
-    """Load the task of some runs and see that it has a batch for them.
+    """Load the task of some runs and see that it has a model and a batch for them.
 
     Args:
         runs: Of one recipe.
@@ -110,6 +113,8 @@ def prepare(runs: Sequence[Run]) -> Task:
     """
     task = runs[0].recipe.task.load()
     task.batch(runs[0].seed, 0, runs[0].recipe.batch_size)
+    with torch.device("meta"):
+        task.build_model(runs[0].seed)
     return task
 
 

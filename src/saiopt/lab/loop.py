@@ -116,7 +116,8 @@ class _Session:
         loss.backward()
         line = {"step": self.step, "lr": lr, "loss": loss.item()}
         if self.probe is not None and self._is_probed():
-            line["gsnr"] = {row.block: row.gsnr for row in self.probe.record(self.step)}
+            rows = self.probe.record(self.step)
+            line["gsnr"] = [dataclasses.asdict(row) for row in rows]
         line["grad_norm"] = self._clip()
         line["step_seconds"] = self._timed_step()
         self.folder.append(line)

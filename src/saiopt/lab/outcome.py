@@ -22,18 +22,27 @@ class Outcome:
         run: What was trained.
         folder: Name of the run's folder.
         result: The content of ``result.json``.
-        curve: Steps and values of the recipe's metric.
+        log: The lines of ``log.jsonl``.
     """
 
     run: Run
     folder: str
     result: Mapping[str, Any]
-    curve: Sequence[tuple[int, float]]
+    log: Sequence[Mapping[str, Any]]
+
+    @property
+    def curve(self) -> list[tuple[int, float]]:
+        """Steps and values of the recipe's metric, as far as they are finite."""
+        values = ((line["step"], self._metric_of(line)) for line in self.log)
+        return [(step, value) for step, value in values if value is not None]
 
     @property
     def value(self) -> float | None:
         """The metric at the end, None of a diverged run."""
-        return self.result["metrics"].get(self.run.recipe.metric.name)
+        return self._metric_of(self.result)
+
+    def _metric_of(self, line: Mapping[str, Any]) -> float | None:
+        return line.get("metrics", {}).get(self.run.recipe.metric.name)
 
 
 def carry_out(
@@ -59,10 +68,4 @@ def carry_out(
         runs_dir / name, run.describe(), environment(device, task.fingerprint)
     )
     result = train(run, task, folder, device, observe)
-    metric = run.recipe.metric.name
-    curve = [
-        (line["step"], line["metrics"][metric])
-        for line in folder.log()
-        if line.get("metrics", {}).get(metric) is not None
-    ]
-    return Outcome(run, name, result, curve)
+    return Outcome(run, name, result, folder.log())

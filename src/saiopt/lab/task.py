@@ -19,7 +19,10 @@ class Task(Protocol):
         ...
 
     def build_model(self, seed: int) -> nn.Module:
-        """Build the model whose initial weights depend on ``seed`` only."""
+        """Build the model whose initial weights depend on ``seed`` only.
+
+        Under ``torch.device("meta")`` it is built there, without memory.
+        """
         ...
 
     def batch(self, seed: int, step: int, size: int) -> Batch:

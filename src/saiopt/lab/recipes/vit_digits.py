@@ -20,12 +20,21 @@ class VitDigits:
         num_layers: Transformer blocks.
         num_heads: Attention heads.
         patch_size: Pixels along a patch's side; divides 8.
+
+    Raises:
+        ValueError: If the patches do not cover the image.
     """
 
     hidden_size: int = 64
     num_layers: int = 4
     num_heads: int = 4
     patch_size: int = 2
+
+    def __post_init__(self) -> None:
+        if self.patch_size not in {1, 2, 4, 8}:
+            raise ValueError(
+                f"task.patch_size must be 1, 2, 4 or 8, got {self.patch_size}"
+            )
 
     def load(self) -> DigitClassifier:
         """Read the digits that come with scikit-learn.
