@@ -30,8 +30,9 @@ class Candidate:
     preset: float
 
 
-# Reads the device and branches on what it read: not to be traced.
-@torch.compiler.disable
+# Reads the device and branches on what it read: not to be traced. The public
+# `torch.compiler.disable` would import the whole compiler here; this one waits.
+@torch._disable_dynamo
 def begin(
     candidates: Sequence[Candidate], groups: Sequence[dict[str, Any]]
 ) -> list[bool]:

@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT, StateDict
 from . import loading, options, state
 from .calibration import Candidate, begin
 from .scaling import Scaling
-from .update import Block, Coefficients, choose, decay
+from .update import Block, Coefficients, Execution, choose, decay
 
 
 class SGDSaI(Optimizer):
@@ -156,10 +156,15 @@ class SGDSaI(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        # Whatever can be refused is refused before anything changes.
+        executions = [
+            choose(group["params"], foreach=group["foreach"], fused=group["fused"])
+            for group in self.param_groups
+        ]
         self._prepare()
         begun = self._begin()
-        for group in self.param_groups:
-            self._update(group, begun)
+        for group, execution in zip(self.param_groups, executions, strict=True):
+            self._update(group, execution, begun)
         return loss
 
     def state_dict(self) -> StateDict:
@@ -259,7 +264,9 @@ class SGDSaI(Optimizer):
             del self._pending[param]
         return begun
 
-    def _update(self, group: dict[str, Any], begun: set[Tensor]) -> None:
+    def _update(
+        self, group: dict[str, Any], execution: Execution, begun: set[Tensor]
+    ) -> None:
         """Update the blocks of a group that have a gradient."""
         starting, running, waiting = [], [], []
         for param in group["params"]:
@@ -271,11 +278,9 @@ class SGDSaI(Optimizer):
             else:
                 (starting if param in begun else running).append(block)
         _advance(starting + running + waiting)
-        foreach, fused = group["foreach"], group["fused"]
         # A moving average of weight 1 starts the momentum: m = g.
         for blocks, momentum in ((starting, 0.0), (running, group["momentum"])):
             if blocks:
-                execution = choose(blocks, foreach=foreach, fused=fused)
                 execution(blocks, _coefficients(group, momentum))
         decay(waiting, _coefficients(group, group["momentum"]))
 

@@ -36,8 +36,8 @@ def gsnr(moments: Moments, eps: float) -> Tensor:
 
     Example:
         >>> from saiopt.moments import measure
-        >>> gsnr(measure([torch.tensor([1.0, -1.0, 1.0, -1.0])]), eps=0.0).item() ** 2
-        3.0
+        >>> gsnr(measure([torch.tensor([3.0, -3.0, 3.0, -3.0, 0.0])]), eps=0.0).item()
+        2.0
 
     References:
         Xu et al. (2024), "No More Adam", arXiv 2412.11768, Algorithm 1.

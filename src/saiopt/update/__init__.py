@@ -1,7 +1,7 @@
 """One rule, several executions: `reference` is the specification of all others."""
 
 from .blocks import Block, Coefficients
-from .choice import choose
+from .choice import Execution, choose
 from .reference import decay
 
-__all__ = ["Block", "Coefficients", "choose", "decay"]
+__all__ = ["Block", "Coefficients", "Execution", "choose", "decay"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from torch import Tensor
+
 from . import foreach as foreach_execution
 from . import reference
 from .blocks import Block, Coefficients
@@ -12,12 +14,12 @@ Execution = Callable[[Sequence[Block], Coefficients], None]
 
 
 def choose(
-    blocks: Sequence[Block], *, foreach: bool | None, fused: bool | None
+    params: Sequence[Tensor], *, foreach: bool | None, fused: bool | None
 ) -> Execution:
-    """Choose the execution for blocks that are updated together.
+    """Choose the execution for the parameters of a group.
 
     Args:
-        blocks: the tensors.
+        params: the parameters.
         foreach: True for lists of tensors, False against it, None to choose: lists
             where every parameter is on an accelerator, since only there launches cost.
         fused: True for a fused kernel, False or None against it.
@@ -31,5 +33,5 @@ def choose(
     if fused:
         raise RuntimeError("fused must be False or None: no fused execution exists yet")
     if foreach is None:
-        foreach = all(block.param.device.type != "cpu" for block in blocks)
+        foreach = all(param.device.type != "cpu" for param in params)
     return foreach_execution.update if foreach else reference.update

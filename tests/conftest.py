@@ -1,0 +1,10 @@
+import pytest
+import torch
+
+# The tests' tensors are small: a second thread only waits for the first.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

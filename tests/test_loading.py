@@ -1,0 +1,140 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from saiopt import SGDSaI, get_scales
+
+
+def authors_state_dict(model, dtype=torch.float32):
+    """A state_dict as the authors' SGD_sai 1.0.3 writes it after a step."""
+    state = {
+        i: {
+            "gsnr": torch.tensor(2.0 + i, dtype=dtype),
+            "momentum_buffer": torch.randn_like(param),
+        }
+        for i, param in enumerate(model.parameters())
+    }
+    group = {"lr": 0.25, "momentum": 0.8, "eps": 1e-6, "weight_decay": 0.125}
+    group["params"] = list(state)
+    return {"state": state, "param_groups": [group]}
+
+
+def test_the_authors_state_continues_under_their_rule():
+    model = nn.Linear(3, 2)
+    saved = authors_state_dict(model)
+    optimizer = SGDSaI(model.parameters())
+    optimizer.load_state_dict(saved)
+    assert get_scales(optimizer, model) == {"weight": 2.0, "bias": 3.0}
+    before = model.weight.detach().clone()
+    grad = torch.randn(2, 3)
+    model.weight.grad = grad.clone()
+    optimizer.step()
+    momentum = 0.8 * saved["state"][0]["momentum_buffer"] + 0.2 * grad
+    expected = before * (1 - 0.25 * 0.125) - 0.25 * 2.0 * momentum
+    torch.testing.assert_close(model.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("poisoned", [0.0, float("nan"), float("inf")])
+def test_a_block_that_the_authors_class_lost_calibrates_anew(poisoned):
+    model = nn.Linear(3, 2)
+    saved = authors_state_dict(model)
+    saved["state"][0]["gsnr"].fill_(poisoned)
+    saved["state"][0]["momentum_buffer"].fill_(poisoned)
+    optimizer = SGDSaI(model.parameters())
+    optimizer.load_state_dict(saved)
+    model.weight.grad = torch.randn(2, 3)
+    optimizer.step()
+    assert get_scales(optimizer, model)["weight"] >= 5**0.5
+    assert model.weight.isfinite().all()
+
+
+def test_parameters_without_the_authors_state_calibrate_later():
+    model = nn.Linear(3, 2)
+    saved = authors_state_dict(model)
+    del saved["state"][1]
+    optimizer = SGDSaI(model.parameters())
+    optimizer.load_state_dict(saved)
+    for param in model.parameters():
+        param.grad = torch.randn_like(param)
+    optimizer.step()
+    assert get_scales(optimizer, model)["weight"] == 2
+    assert get_scales(optimizer, model)["bias"] > 0
+
+
+def test_the_authors_16_bit_state_gets_a_float32_scale():
+    model = nn.Linear(3, 2).bfloat16()
+    optimizer = SGDSaI(model.parameters())
+    optimizer.load_state_dict(authors_state_dict(model, torch.bfloat16))
+    assert optimizer.state[model.weight]["scale"].dtype == torch.float32
+    model.weight.grad = torch.randn_like(model.weight)
+    optimizer.step()
+
+
+def test_dtypes_survive_loading_where_torch_would_cast():
+    model = nn.Linear(3, 2).bfloat16()
+    optimizer = SGDSaI(model.parameters(), state_dtype=torch.float32)
+    model.weight.grad = torch.randn_like(model.weight)
+    optimizer.step()
+    scale = optimizer.state[model.weight]["scale"].clone()
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    entry = optimizer.state[model.weight]
+    assert {k: v.dtype for k, v in entry.items()} == {
+        "scale": torch.float32,
+        "momentum_buffer": torch.float32,
+        "rounding_seed": torch.int32,
+    }
+    assert torch.equal(entry["scale"], scale)
+
+
+def test_two_optimizers_never_share_a_tensor():
+    model = nn.Linear(3, 2)
+    first, second = SGDSaI(model.parameters()), SGDSaI(model.parameters())
+    model.weight.grad = torch.randn(2, 3)
+    first.step()
+    second.load_state_dict(first.state_dict())
+    for key, value in first.state[model.weight].items():
+        assert value.data_ptr() != second.state[model.weight][key].data_ptr()
+
+
+def test_an_optimizers_own_tensors_are_not_copied_when_it_reloads_them():
+    model = nn.Linear(3, 2)
+    optimizer = SGDSaI(model.parameters())
+    model.weight.grad = torch.randn(2, 3)
+    optimizer.step()
+    buffer = optimizer.state[model.weight]["momentum_buffer"]
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state[model.weight]["momentum_buffer"] is buffer
+
+
+def test_options_load_as_in_torch_but_the_execution_stays():
+    model = nn.Linear(3, 2)
+    saved = SGDSaI(model.parameters(), 0.5, foreach=True, eps=1e-3).state_dict()
+    optimizer = SGDSaI(model.parameters(), foreach=False)
+    optimizer.load_state_dict(saved)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["eps"], group["foreach"]) == (0.5, 1e-3, False)
+
+
+def test_hooks_see_the_state_dict_and_the_loaded_state():
+    model = nn.Linear(3, 2)
+    optimizer = SGDSaI(model.parameters())
+    seen = []
+    optimizer.register_load_state_dict_pre_hook(
+        lambda _, loaded: seen.append(loaded["state"][0]["gsnr"].item())
+    )
+    optimizer.register_load_state_dict_post_hook(
+        lambda loaded: seen.append(loaded.state[model.weight]["scale"].item())
+    )
+    optimizer.load_state_dict(authors_state_dict(model))
+    assert seen == [2.0, 2.0]
+
+
+def test_a_state_dict_of_another_shape_is_refused_and_leaves_the_state():
+    model = nn.Linear(3, 2)
+    optimizer = SGDSaI(model.parameters())
+    other = SGDSaI([nn.Parameter(torch.ones(2))])
+    with pytest.raises(ValueError, match="parameter group"):
+        optimizer.load_state_dict(other.state_dict())
+    assert not optimizer.state

@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+
+from saiopt import SGDSaI
+
+
+def param(dtype=torch.float32):
+    return torch.nn.Parameter(torch.ones(3, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"lr": -1.0}, ValueError, "lr must be finite and >= 0, got -1.0"),
+        ({"lr": math.nan}, ValueError, "lr must be finite and >= 0, got nan"),
+        ({"lr": math.inf}, ValueError, "lr must be finite and >= 0, got inf"),
+        ({"lr": "fast"}, TypeError, "lr must be a number, got 'fast'"),
+        ({"lr": torch.ones(2)}, ValueError, "a tensor of one entry, got 2 entries"),
+        ({"lr": torch.tensor(-1.0)}, ValueError, "lr must be finite and >= 0"),
+        ({"momentum": 1.0}, ValueError, r"momentum must be in \[0, 1\), got 1.0"),
+        ({"momentum": -0.1}, ValueError, r"momentum must be in \[0, 1\)"),
+        ({"momentum": None}, TypeError, "momentum must be a number, got None"),
+        ({"eps": -1e-8}, ValueError, "eps must be finite and >= 0"),
+        ({"weight_decay": -1}, ValueError, "weight_decay must be finite and >= 0"),
+        ({"scaling": "snr"}, ValueError, "scaling must be one of 'gsnr'"),
+        ({"scaling": None}, ValueError, "scaling must be one of 'gsnr'"),
+        ({"maximize": 1}, TypeError, "maximize must be True or False, got 1"),
+        ({"foreach": "yes"}, TypeError, "foreach must be True, False or None"),
+        ({"fused": 0}, TypeError, "fused must be True, False or None, got 0"),
+        ({"foreach": True, "fused": True}, ValueError, "foreach must be False or None"),
+        ({"state_dtype": "bf16"}, ValueError, "state_dtype must be None"),
+        ({"state_dtype": torch.float16}, ValueError, "state_dtype must be None"),
+        ({"stochastic_rounding": 1}, TypeError, "stochastic_rounding must be True"),
+    ],
+)
+def test_a_bad_option_is_named_with_its_rule(options, error, sentence):
+    with pytest.raises(error, match=sentence):
+        SGDSaI([param()], **options)
+
+
+@pytest.mark.parametrize("name", ["nesterov", "dampening", "betas", "decoupled"])
+def test_unknown_arguments_are_refused(name):
+    with pytest.raises(TypeError, match=name):
+        SGDSaI([param()], **{name: True})
+
+
+def test_a_bad_group_is_refused_and_leaves_the_optimizer_as_it_was():
+    optimizer = SGDSaI([param()])
+    with pytest.raises(ValueError, match="momentum must be"):
+        optimizer.add_param_group({"params": [param()], "momentum": 2.0})
+    with pytest.raises(TypeError, match="params must be dense real tensors"):
+        optimizer.add_param_group({"params": [param(torch.complex64)]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_stochastic_rounding_of_float16_is_refused():
+    with pytest.raises(ValueError, match="stochastic_rounding must be None or False"):
+        SGDSaI([param(torch.float16)], stochastic_rounding=True)
+
+
+def test_a_sparse_gradient_is_refused_before_anything_changes():
+    dense = param()
+    dense.grad = torch.ones(3)
+    embedding = torch.nn.Embedding(3, 2, sparse=True)
+    embedding(torch.tensor([1])).sum().backward()
+    optimizer = SGDSaI([dense, embedding.weight])
+    with pytest.raises(RuntimeError, match="gradients must be dense"):
+        optimizer.step()
+    assert torch.equal(dense, torch.ones(3))
+
+
+def test_a_fused_execution_that_does_not_exist_is_refused():
+    weights = param()
+    weights.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match="fused must be False or None"):
+        SGDSaI([weights], fused=True).step()
+    assert torch.equal(weights, torch.ones(3))
