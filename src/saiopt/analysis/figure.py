@@ -78,13 +78,11 @@ def label_ends(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> N
         axes: Whose limits and scales are final.
         labels: x, y, text and colour of each curve's end.
     """
-    height = axes.get_window_extent().height
-    transform = axes.transData
-    gap = 1.35 * 10 / 72 * axes.figure.dpi  # one line of 10 point text, in pixels
+    frame = axes.get_window_extent()
+    line = 1.35 * 10 / 72 * axes.figure.dpi  # of 10 point text, in pixels
     ordered = sorted(labels, key=lambda label: label[1])
-    pixels = [float(transform.transform(label[:2])[1]) for label in ordered]
-    bottom = axes.get_window_extent().y0
-    places = _spread(pixels, gap, bottom, bottom + height)
+    pixels = [float(axes.transData.transform(label[:2])[1]) for label in ordered]
+    places = _spread(pixels, line, frame.y0 + line / 2, frame.y1 - line / 2)
     for (x, y, text, color), pixel, place in zip(ordered, pixels, places, strict=True):
         axes.annotate(
             text,
@@ -100,14 +98,16 @@ def label_ends(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> N
 def _spread(
     places: Sequence[float], gap: float, low: float, high: float
 ) -> list[float]:
-    """Move sorted places apart until neighbours are a gap away from each other."""
-    result = [min(max(place, low), high) for place in places]
+    """Move sorted places until they are a gap apart and within the limits."""
+    result = list(places)
     for _ in range(100):
         for i in range(len(result) - 1):
-            overlap = gap - (result[i + 1] - result[i])
-            if overlap > 0:
-                result[i] -= overlap / 2
-                result[i + 1] += overlap / 2
-        lift = max(low - result[0], 0) if result else 0
-        result = [place + lift for place in result]
+            overlap = max(gap - (result[i + 1] - result[i]), 0.0)
+            result[i] -= overlap / 2
+            result[i + 1] += overlap / 2
+    for i in range(len(result)):
+        result[i] = max(result[i], result[i - 1] + gap if i else low)
+    for i in reversed(range(len(result))):
+        is_last = i == len(result) - 1
+        result[i] = min(result[i], high if is_last else result[i + 1] - gap)
     return result

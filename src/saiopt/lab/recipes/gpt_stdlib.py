@@ -21,6 +21,9 @@ class GptStdlib:
         n_head: Attention heads.
         context: Bytes per example.
         held_out_examples: Held-out examples per evaluation.
+
+    Raises:
+        ValueError: If the sizes do not fit each other.
     """
 
     n_embd: int = 128
@@ -28,6 +31,15 @@ class GptStdlib:
     n_head: int = 4
     context: int = 128
     held_out_examples: int = 128
+
+    def __post_init__(self) -> None:
+        if min(dataclasses.astuple(self)) < 1:
+            raise ValueError(f"sizes must be at least 1, got {self}")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                "task.n_embd must be a multiple of task.n_head, got "
+                f"{self.n_embd} and {self.n_head}"
+            )
 
     def load(self) -> ByteLanguageModel:
         """Read the library source.

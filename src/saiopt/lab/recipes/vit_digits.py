@@ -22,7 +22,7 @@ class VitDigits:
         patch_size: Pixels along a patch's side; divides 8.
 
     Raises:
-        ValueError: If the patches do not cover the image.
+        ValueError: If the sizes do not fit each other.
     """
 
     hidden_size: int = 64
@@ -34,6 +34,13 @@ class VitDigits:
         if self.patch_size not in {1, 2, 4, 8}:
             raise ValueError(
                 f"task.patch_size must be 1, 2, 4 or 8, got {self.patch_size}"
+            )
+        if min(dataclasses.astuple(self)) < 1:
+            raise ValueError(f"sizes must be at least 1, got {self}")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                "task.hidden_size must be a multiple of task.num_heads, got "
+                f"{self.hidden_size} and {self.num_heads}"
             )
 
     def load(self) -> DigitClassifier:
