@@ -41,7 +41,7 @@ def test_whatever_changes_a_number_changes_the_name(tiny: Recipe) -> None:
     ]
     names = [run.folder_name(NUMERICS) for run in runs]
     names += [run.folder_name({**NUMERICS, "threads": 2})]
-    names += [run.folder_name({**NUMERICS, "data": "abd"})]
+    names += [run.folder_name({**NUMERICS, "data": "xyz"})]
     assert len(set(names)) == len(names)
 
 

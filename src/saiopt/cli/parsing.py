@@ -44,8 +44,16 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
         raise RefusalError(_sentence(frame.getvalue())) from None
 
 
-def _sentence(frame: str) -> str:
-    """Return the first sentence of a framed message."""
-    lines = [line.strip("│ ") for line in frame.splitlines()[1:-1]]
-    rule = next((i for i, line in enumerate(lines) if line.startswith("─")), None)
-    return " ".join(lines[:rule]).partition(". ")[0]
+def _sentence(message: str) -> str:
+    """Return the first sentence under the title of a message, framed or not."""
+    paragraphs: list[list[str]] = [[]]
+    for line in message.splitlines():
+        text = line.strip("│ ")
+        if line.startswith(("╭", "╰")) or not text.strip("─-"):
+            paragraphs.append([])
+        else:
+            paragraphs[-1].append(text)
+    filled = [paragraph for paragraph in paragraphs if paragraph]
+    # A frame has the title in its border, plain text above a rule.
+    body = filled[0] if "╭" in message else filled[1]
+    return " ".join(body).partition(". ")[0]
