@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -117,17 +118,42 @@ def gsnr_table(rows: Iterable[GSNRRow]) -> str:
         rows: In the order of their steps.
 
     Returns:
-        A heading and one line per block.
+        A heading and one line per block, columns as wide as they need to be.
     """
-    blocks = gsnr_by_block(rows)
-    width = max([5, *map(len, blocks)])
-    titles = f"{'n':>9} {'√n':>8} {'g-SNR':>9} {'last':>9} {'/√n':>6} {'last':>6}"
-    lines = [f"{'block':<{width}} {titles}"]
-    for block, measured in blocks.items():
+    lines = [("block", "n", "√n", "g-SNR", "at end", "/√n", "at end")]
+    for block, measured in gsnr_by_block(rows).items():
         first, last = measured[0], measured[-1]
         lines.append(
-            f"{block:<{width}} {first.numel:>9,} {math.sqrt(first.numel):>8.1f} "
-            f"{first.gsnr:>9.1f} {last.gsnr:>9.1f} {first.ratio:>6.2f} "
-            f"{last.ratio:>6.2f}"
+            (
+                block,
+                f"{first.numel:,}",
+                f"{math.sqrt(first.numel):.1f}",
+                f"{first.gsnr:.1f}",
+                f"{last.gsnr:.1f}",
+                f"{first.ratio:.3f}",
+                f"{last.ratio:.3f}",
+            )
         )
-    return "\n".join(lines)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    )
+
+
+def gsnr_summary(rows: Iterable[GSNRRow]) -> str:
+    """Say in one line how far g-SNR is from √n.
+
+    Args:
+        rows: With at least one finite ratio.
+
+    Returns:
+        The median and the largest ratio over all blocks and steps.
+    """
+    finite = [row for row in rows if math.isfinite(row.ratio)]
+    largest = max(finite, key=lambda row: row.ratio)
+    median = statistics.median(row.ratio for row in finite)
+    return (
+        f"g-SNR/√n: median {median:.3f}, largest {largest.ratio:.3f} "
+        f"({largest.block}, step {largest.step})"
+    )

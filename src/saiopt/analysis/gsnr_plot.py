@@ -7,12 +7,14 @@ from saiopt.analysis.figure import COLORS, figure, label_ends
 from saiopt.analysis.gsnr import GSNRRow, gsnr_by_block
 
 _NAMED = 5
+_LARGE = 4.0
 
 
 def plot_gsnr(rows: Iterable[GSNRRow], paths: Sequence[Path], title: str = "") -> None:
     """Draw all blocks in grey and name those that leave 1 farthest.
 
-    The vertical axis is logarithmic, since g-SNR/√n has no upper bound below √n.
+    The vertical axis is logarithmic once a ratio is large; it can be anything up to
+    that of a gradient whose entries are nearly equal.
 
     Args:
         rows: In the order of their steps.
@@ -34,7 +36,10 @@ def plot_gsnr(rows: Iterable[GSNRRow], paths: Sequence[Path], title: str = "") -
             axes.plot(*zip(*drawn[block], strict=True), color=color, lw=1.8)
             ends.append((*drawn[block][-1], block, color))
         axes.axhline(1, color="#333333", lw=0.8, ls=":")
-        axes.set(xlabel="step", ylabel="g-SNR / √n", title=title, yscale="log")
+        axes.set(xlabel="step", ylabel="g-SNR / √n", title=title)
+        if any(_distance(points) > _LARGE for points in drawn.values()):
+            axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
         drawing.draw_without_rendering()
         label_ends(axes, ends)
 

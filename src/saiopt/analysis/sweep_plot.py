@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from saiopt.analysis.figure import COLORS, figure, label_ends
+from saiopt.analysis.figure import COLORS, figure
 
 
 def plot_sweep(
@@ -22,19 +22,21 @@ def plot_sweep(
     """
     with figure(paths, (5.4 * len(panels), 4.2), len(panels)) as (drawing, all_axes):
         for axes, (recipe, curves) in zip(all_axes, panels.items(), strict=True):
-            ends = []
             for color, (optimizer, points) in zip(COLORS, curves.items(), strict=False):
                 finite = [(lr, value) for lr, value in points if value is not None]
-                axes.plot(*zip(*finite, strict=True), "o-", ms=3, color=color)
+                if not finite:
+                    continue
+                axes.plot(
+                    *zip(*finite, strict=True), "o-", ms=3, color=color, label=optimizer
+                )
                 pick = max if higher_is_better[recipe] else min
                 best = pick(finite, key=lambda point: point[1])
                 axes.plot(*best, "o", ms=10, mfc="none", mec=color)
-                ends.append((*finite[-1], optimizer, color))
             axes.set(
                 xscale="log",
                 xlabel="peak learning rate",
                 ylabel=labels[recipe],
                 title=recipe,
             )
-            drawing.draw_without_rendering()
-            label_ends(axes, ends)
+        names = all_axes[0].get_legend_handles_labels()
+        drawing.legend(*names, loc="outside lower center", ncols=7, frameon=False)

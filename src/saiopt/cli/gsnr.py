@@ -30,7 +30,7 @@ class Gsnr(Training):
 
     def __call__(self) -> None:
         """Train, measure and print the table."""
-        from saiopt.analysis.gsnr import gsnr_table
+        from saiopt.analysis.gsnr import gsnr_summary, gsnr_table
         from saiopt.lab.gsnr import measure_gsnr, rows_as_json
 
         if self.every < 1:
@@ -46,4 +46,6 @@ class Gsnr(Training):
         console = new_console()
         console.print()
         console.print(gsnr_table(measured.rows), highlight=False, soft_wrap=True)
-        console.print(f"\nPlot and rows: {measured.folder}/", soft_wrap=True)
+        console.print()
+        console.print(gsnr_summary(measured.rows), soft_wrap=True)
+        console.print(f"Plot and rows: {measured.folder}/", soft_wrap=True)

@@ -199,7 +199,12 @@ def _plot(comparison: Comparison) -> None:
         curves.setdefault(outcome.run.optimizer, []).append(outcome.curve)
     paths = [comparison.folder / f"curves.{suffix}" for suffix in ("png", "svg")]
     recipe = comparison.recipe
-    plot_curves(curves, recipe.name, recipe.metric.label, paths)
+    seeds = [outcome.run.seed for outcome in comparison.outcomes]
+    count = len(set(seeds))
+    title = f"{recipe.name}, " + (
+        f"mean of {count} seeds" if count > 1 else f"seed {seeds[0]}"
+    )
+    plot_curves(curves, title, recipe.metric.label, paths)
 
 
 def _lr(table: Mapping[str, float], optimizer: str) -> float:
