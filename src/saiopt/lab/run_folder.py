@@ -20,7 +20,9 @@ class RunFolderError(RuntimeError):
 class RunFolder:
     """``recipe.json``, ``environment.json``, ``log.jsonl``, ``result.json`` of a run.
 
-    ``result.json`` is written last: a folder with one holds a finished run.
+    ``result.json`` is written last: a folder with one holds a finished run. The log has
+    one JSON object per line: what a step did, ``step`` counted from 0, or the
+    ``metrics`` of an evaluation after ``step`` steps.
 
     Args:
         path: The folder.
