@@ -77,3 +77,26 @@ def test_a_fused_execution_that_does_not_exist_is_refused():
     with pytest.raises(RuntimeError, match="fused must be False or None"):
         SGDSaI([weights], fused=True).step()
     assert torch.equal(weights, torch.ones(3))
+
+
+def test_a_flattened_parameter_is_refused_by_its_mark_and_by_its_shape():
+    flat = param()
+    flat._is_flat_param = True
+    with pytest.raises(RuntimeError, match="use_orig_params=True"):
+        SGDSaI([flat])
+    optimizer = SGDSaI([param(), torch.nn.Parameter(torch.ones(2, 2))])
+    replaced = torch.nn.Parameter(torch.ones(7))
+    replaced.grad = torch.ones(7)
+    optimizer.param_groups[0]["params"] = [replaced]
+    with pytest.raises(RuntimeError, match="params must keep the shapes"):
+        optimizer.step()
+
+
+def test_parameters_may_be_replaced_by_others_of_the_same_shape():
+    optimizer = SGDSaI([param(), torch.nn.Parameter(torch.ones(2, 2))])
+    replaced = torch.nn.Parameter(torch.ones(2, 2))
+    replaced.grad = torch.randn(2, 2)
+    optimizer.param_groups[0]["params"] = [replaced]
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert optimizer.state[replaced]["scale"] > 0

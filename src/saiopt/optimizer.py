@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, overload
 
 import torch
@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
 from . import loading, options, state
-from .calibration import Candidate, begin
+from .calibration import Candidate, awaits_largest, begin
 from .scaling import Scaling
-from .update import Block, Coefficients, Execution, choose, decay
+from .sharding import is_sharded, local_block, local_grad
+from .update import Coefficients, Execution, advance, choose, decay
 
 
 class SGDSaI(Optimizer):
@@ -76,6 +77,8 @@ class SGDSaI(Optimizer):
     # Blocks that have not begun, and the scale each was given beforehand (0: none).
     # Derived from the state, so that steps need not read it from the device.
     _pending: dict[Tensor, float]
+    # The shapes of the blocks that were given: others are flattened or cut ones.
+    _shapes: set[torch.Size]
 
     def __init__(
         self,
@@ -105,7 +108,7 @@ class SGDSaI(Optimizer):
             "stochastic_rounding": stochastic_rounding,
         }
         options.check(defaults)
-        self._pending = {}
+        self._pending, self._shapes = {}, set()
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -129,6 +132,7 @@ class SGDSaI(Optimizer):
             raise
         if group["scaling"] == "gsnr_max":
             group.setdefault("gsnr_max", 0.0)
+        self._shapes.update(p.shape for p in group["params"])
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -161,11 +165,33 @@ class SGDSaI(Optimizer):
             choose(group["params"], foreach=group["foreach"], fused=group["fused"])
             for group in self.param_groups
         ]
-        self._prepare()
-        begun = self._begin()
+        self._prepare(self._params())
+        begun = self._begin(self._params())
         for group, execution in zip(self.param_groups, executions, strict=True):
-            self._update(group, execution, begun)
+            self._update(group["params"], group, execution, begun)
         return loss
+
+    @torch.no_grad()
+    def step_parameter(self, p: Tensor, group: dict[str, Any], i: int) -> None:
+        """Perform the step of one parameter alone.
+
+        Trainers with a fused backward pass call this when the gradient of a parameter
+        is complete; :func:`saiopt.step_in_backward` does it for every parameter.
+
+        Args:
+            p: the parameter, with its gradient.
+            group: its param group.
+            i: its index in the group, which this optimizer does not need.
+
+        Raises:
+            ValueError: the group scales by `"gsnr_max"`, which needs all gradients.
+        """
+        if group["scaling"] == "gsnr_max":
+            raise ValueError("scaling must not be 'gsnr_max' in step_parameter")
+        execution = choose([p], foreach=group["foreach"], fused=group["fused"])
+        self._prepare([(p, group)] if p in self.state else self._params())
+        begun = self._begin([(p, group)])
+        self._update([p], group, execution, begun)
 
     def state_dict(self) -> StateDict:
         """Return the state and the options, without a `scaling` that is a callable.
@@ -205,7 +231,7 @@ class SGDSaI(Optimizer):
         Args:
             scales: s by parameter, 0 to calibrate at the next usable gradient.
         """
-        self._prepare()
+        self._prepare(self._params())
         for param, scale in scales.items():
             waits = param in self._pending
             self.state[param]["scale"].fill_(-scale if waits else scale)
@@ -217,6 +243,7 @@ class SGDSaI(Optimizer):
         super().__setstate__(state)
         self.state = defaultdict(dict, loading.unwrap(self.state, held_state))
         loading.fill_in(self.param_groups, held_groups, self.defaults)
+        self._shapes = {p.shape for p, _ in self._params()}
         self._find_pending()
 
     def _find_pending(self) -> None:
@@ -229,14 +256,14 @@ class SGDSaI(Optimizer):
             for param in group["params"]:
                 yield param, group
 
-    def _prepare(self) -> None:
+    def _prepare(self, params: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
         """Give a state to every parameter that may train and has none."""
-        for ordinal, (param, group) in enumerate(self._params()):
-            if param.grad is not None and param.grad.layout != torch.strided:
-                raise RuntimeError(f"gradients must be dense, got {param.grad.layout}")
+        for ordinal, (param, group) in enumerate(params):
+            options.check_grad(param)
             entry = self.state.get(param)
             if entry is None:
                 if param.requires_grad or param.grad is not None:
+                    options.check_shape(param, self._shapes)
                     self.state[param] = state.allocate(param, group, ordinal)
                     self._pending[param] = 0.0
             elif group["momentum"] != 0 and "momentum_buffer" not in entry:
@@ -245,68 +272,47 @@ class SGDSaI(Optimizer):
                 entry["scale"].abs_().neg_()
                 self._pending[param] = -entry["scale"].item()
 
-    def _begin(self) -> set[Tensor]:
+    def _begin(self, params: Iterable[tuple[Tensor, dict[str, Any]]]) -> set[Tensor]:
         """Calibrate the blocks that can be; return those that begin at this step."""
-        if not self._pending:
+        if not self._pending and not awaits_largest(self.param_groups):
             return set()
-        params, candidates = [], []
-        for param, group in self._params():
-            preset = self._pending.get(param)
-            if preset is not None and param.grad is not None:
-                scale = self.state[param]["scale"]
-                params.append(param)
-                candidates.append(Candidate(param.grad, group, scale, preset))
-        if not candidates:
+        # The choice rests on what all ranks know: a rank whose part of a block is empty
+        # or has no gradient takes part in the block's collective.
+        candidates = [
+            Candidate(p, group, self.state[p]["scale"], self._pending[p])
+            for p, group in params
+            if p in self._pending and (p.grad is not None or is_sharded(p))
+        ]
+        if not candidates and not awaits_largest(self.param_groups):
             return set()
         begins = begin(candidates, self.param_groups)
-        begun = {p for p, now in zip(params, begins, strict=True) if now}
+        begun = {c.param for c, now in zip(candidates, begins, strict=True) if now}
         for param in begun:
             del self._pending[param]
         return begun
 
     def _update(
-        self, group: dict[str, Any], execution: Execution, begun: set[Tensor]
+        self,
+        params: Iterable[Tensor],
+        group: dict[str, Any],
+        execution: Execution,
+        begun: set[Tensor],
     ) -> None:
-        """Update the blocks of a group that have a gradient."""
+        """Update blocks of a group, those that have a gradient."""
         starting, running, waiting = [], [], []
-        for param in group["params"]:
-            if param.grad is None:
+        for param in params:
+            grad = local_grad(param)
+            if grad is None:
                 continue
-            block = _block(param, param.grad, self.state[param])
+            block = local_block(param, grad, self.state[param])
             if param in self._pending:
                 waiting.append(block)
             else:
                 (starting if param in begun else running).append(block)
-        _advance(starting + running + waiting)
-        # A moving average of weight 1 starts the momentum: m = g.
-        for blocks, momentum in ((starting, 0.0), (running, group["momentum"])):
-            if blocks:
-                execution(blocks, _coefficients(group, momentum))
-        decay(waiting, _coefficients(group, group["momentum"]))
-
-
-def _block(param: Tensor, grad: Tensor, entry: dict[str, Tensor]) -> Block:
-    return Block(
-        param,
-        grad,
-        entry.get("momentum_buffer"),
-        entry["scale"],
-        entry.get("rounding_seed"),
-    )
-
-
-def _advance(blocks: list[Block]) -> None:
-    """Give blocks that round stochastically new noise."""
-    seeds = [b.rounding_seed for b in blocks if b.rounding_seed is not None]
-    if seeds:
-        torch._foreach_add_(seeds, 1)
-
-
-def _coefficients(group: dict[str, Any], momentum: float) -> Coefficients:
-    lr = group["lr"]
-    return Coefficients(
-        lr=lr.squeeze() if isinstance(lr, Tensor) else lr,
-        momentum=momentum,
-        weight_decay=group["weight_decay"],
-        maximize=group["maximize"],
-    )
+        advance([*starting, *running, *waiting])
+        if starting:
+            execution(starting, Coefficients.of(group, starting=True))
+        if running:
+            execution(running, Coefficients.of(group, starting=False))
+        if waiting:
+            decay(waiting, Coefficients.of(group, starting=False))

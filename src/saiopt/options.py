@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ def check_param(param: Tensor, options: Mapping[str, Any]) -> None:
         options: its group's options by name.
 
     Raises:
+        RuntimeError: FSDP1 flattened several parameters into this one.
         TypeError: the parameter is complex, sparse or not of floating point.
         ValueError: `stochastic_rounding` is True for a float16 parameter.
     """
@@ -60,10 +61,50 @@ def check_param(param: Tensor, options: Mapping[str, Any]) -> None:
             "params must be dense real tensors of floating point, "
             f"got {param.dtype} with layout {param.layout}"
         )
+    if getattr(param, "_is_flat_param", False):
+        raise RuntimeError(
+            "params must be whole parameters, got a flattened one, in which the blocks "
+            "are lost: wrap the model with FullyShardedDataParallel("
+            "use_orig_params=True), or with fully_shard"
+        )
     if options["stochastic_rounding"] and param.dtype == torch.float16:
         raise ValueError(
             "stochastic_rounding must be None or False for float16 parameters, got True"
         )
+
+
+def check_shape(param: Tensor, given: Container[torch.Size]) -> None:
+    """Check that a parameter is one of the blocks that the optimizer was given.
+
+    Trainers that flatten parameters put one long tensor in the place of many blocks, or
+    a part of it, after the optimizer is made.
+
+    Args:
+        param: a parameter that has no state yet.
+        given: the shapes of the parameters that were given.
+
+    Raises:
+        RuntimeError: no block has this shape.
+    """
+    if param.shape not in given:
+        raise RuntimeError(
+            "params must keep the shapes that the optimizer was given, got "
+            f"{tuple(param.shape)}: a flattened tensor has lost its blocks, and new "
+            "parameters come through add_param_group"
+        )
+
+
+def check_grad(param: Tensor) -> None:
+    """Check that the optimizer can read a parameter's gradient.
+
+    Args:
+        param: the parameter, with or without a gradient.
+
+    Raises:
+        RuntimeError: the gradient is sparse.
+    """
+    if param.grad is not None and param.grad.layout != torch.strided:
+        raise RuntimeError(f"gradients must be dense, got {param.grad.layout}")
 
 
 def _check_lr(lr: object) -> None:
