@@ -73,6 +73,10 @@ def test_a_log_shorter_than_its_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="log must hold at least 1000 bytes"):
         folder.truncate_log(1000)
     assert snapshot(folder.path) == before
+    (folder.path / "log.jsonl").unlink()
+    with pytest.raises(RunFolderError, match="at least 1000 bytes, got 0"):
+        folder.truncate_log(1000)
+    assert not (folder.path / "log.jsonl").exists()
 
 
 def test_a_damaged_log_is_named(tmp_path: Path) -> None:

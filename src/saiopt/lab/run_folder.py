@@ -106,12 +106,13 @@ class RunFolder:
         Raises:
             RunFolderError: If the log is shorter than that.
         """
+        held = self._log.stat().st_size if self._log.exists() else 0
+        if held < length:
+            raise RunFolderError(
+                f"log must hold at least {length} bytes, got {held} in {self._log}; "
+                "remove or move its run folder to train the run again"
+            )
         with self._log.open("ab") as file:
-            if file.tell() < length:
-                raise RunFolderError(
-                    f"log must hold at least {length} bytes, got {file.tell()} in "
-                    f"{self._log}; remove or move its run folder to train the run again"
-                )
             file.truncate(length)
 
     def log(self) -> list[dict[str, Any]]:

@@ -73,10 +73,10 @@ def gpt_stdlib() -> Recipe:
         clip_norm=1.0,
         decay_per_step=1e-4,
         lrs={
-            "sgdsai": 1e-1,
-            "sgdsai-sqrt-numel": 1e-1,
-            "adamw": 3e-3,
-            "sgd": 3e-1,
-            "sgdm-decoupled": 3.0,
+            "sgdsai": 5e-3,
+            "sgdsai-sqrt-numel": 5e-3,
+            "adamw": 2e-3,
+            "sgd": 1e-1,
+            "sgdm-decoupled": 5e-1,
         },
     )
