@@ -7,7 +7,7 @@ from saiopt.lab.progress import duration
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Lay out one row per optimizer, the best mean in bold.
+    """Lay out one row per optimizer, the best mean without divergence in bold.
 
     Args:
         comparison: To be shown.
@@ -22,7 +22,9 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_column(metric.label.replace("validation ", "val. "), justify="right")
     for column in ("state B/param", "step ms", "time"):
         table.add_column(column, justify="right")
-    means = [row.metric.mean for row in comparison.rows if row.metric]
+    means = [
+        row.metric.mean for row in comparison.rows if row.metric and not row.diverged
+    ]
     best = (max if metric.higher_is_better else min)(means, default=None)
     for row in comparison.rows:
         is_best = row.metric is not None and row.metric.mean == best
