@@ -40,6 +40,16 @@ def test_a_bad_option_is_named_with_its_rule(options, error, sentence):
         SGDSaI([param()], **options)
 
 
+def test_a_group_has_its_own_state_dtype():
+    wide, narrow = param(), param()
+    groups = [{"params": [wide]}, {"params": [narrow], "state_dtype": torch.bfloat16}]
+    optimizer = SGDSaI(groups)
+    wide.grad = narrow.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.state[wide]["momentum_buffer"].dtype == torch.float32
+    assert optimizer.state[narrow]["momentum_buffer"].dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", ["nesterov", "dampening", "betas", "decoupled"])
 def test_unknown_arguments_are_refused(name):
     with pytest.raises(TypeError, match=name):

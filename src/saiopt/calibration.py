@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .moments import Moments
 from .scaling import scales
-from .sharding import largest_over_ranks, measure_blocks
+from .sharding import is_sharded, largest_over_ranks, measure_blocks
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,43 @@ class Candidate:
     preset: float
 
 
-# Reads the device and branches on what it read: not to be traced. The public
-# `torch.compiler.disable` would import the whole compiler here; this one waits.
-@torch._disable_dynamo
+def begin_pending(
+    members: Sequence[tuple[dict[str, Any], Sequence[Tensor]]],
+    states: Mapping[Tensor, Mapping[str, Tensor]],
+    pending: Mapping[Tensor, float],
+    groups: Sequence[dict[str, Any]],
+) -> set[Tensor]:
+    """Calibrate the pending blocks of a step that can be.
+
+    The choice rests on what all ranks know: a rank whose part of a block is empty, or
+    has no gradient, takes part in the block's collective.
+
+    Args:
+        members: param groups, and their parameters that the step concerns.
+        states: the state of each parameter.
+        pending: the preset scale of each parameter that has not begun.
+        groups: all param groups of the optimizer.
+
+    Returns:
+        The parameters that begin at this step.
+
+    Raises:
+        ValueError: see :func:`begin`.
+    """
+    if not pending and not _awaits_largest(groups):
+        return set()
+    candidates = [
+        Candidate(p, group, states[p]["scale"], pending[p])
+        for group, params in members
+        for p in params
+        if p in pending and (p.grad is not None or is_sharded(p))
+    ]
+    if not candidates and not _awaits_largest(groups):
+        return set()
+    begins = begin(candidates, groups)
+    return {c.param for c, now in zip(candidates, begins, strict=True) if now}
+
+
 def begin(
     candidates: Sequence[Candidate], groups: Sequence[dict[str, Any]]
 ) -> list[bool]:
@@ -68,15 +102,8 @@ def begin(
     return usable.tolist()
 
 
-def awaits_largest(groups: Sequence[dict[str, Any]]) -> bool:
-    """Tell whether `"gsnr_max"` lacks its divisor, which all ranks find together.
-
-    Args:
-        groups: all param groups of the optimizer.
-
-    Returns:
-        True until the first calibration on any rank.
-    """
+def _awaits_largest(groups: Sequence[dict[str, Any]]) -> bool:
+    """Tell whether `"gsnr_max"` lacks its divisor, which all ranks find together."""
     return any(group.get("gsnr_max") == 0 for group in groups)
 
 
@@ -104,7 +131,7 @@ def _divide_by_largest(
         dtype=torch.bool,
     )
     largest = max((group.get("gsnr_max", 0.0) for group in groups), default=0.0)
-    if awaits_largest(groups):
+    if _awaits_largest(groups):
         here = values[rows].max().item() if rows.any() else 0.0
         largest = largest_over_ranks(max(here, largest))
     if rows.any():

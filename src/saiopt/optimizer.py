@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, overload
 
 import torch
@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
 from . import loading, options, state
-from .calibration import Candidate, awaits_largest, begin
+from .calibration import begin_pending
+from .plan import Work, plan_group
 from .scaling import Scaling
-from .sharding import is_sharded, local_block, local_grad
-from .update import Coefficients, Execution, advance, choose, decay
+from .update import choose
 
 
 class SGDSaI(Optimizer):
@@ -104,7 +104,7 @@ class SGDSaI(Optimizer):
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
-            "state_dtype": state_dtype,
+            "state_dtype": options.state_dtype_name(state_dtype),
             "stochastic_rounding": stochastic_rounding,
         }
         options.check(defaults)
@@ -121,6 +121,9 @@ class SGDSaI(Optimizer):
             TypeError: an option or a parameter is of the wrong kind.
             ValueError: an option is out of its range.
         """
+        if "state_dtype" in param_group:
+            named = options.state_dtype_name(param_group["state_dtype"])
+            param_group = {**param_group, "state_dtype": named}
         options.check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -160,15 +163,8 @@ class SGDSaI(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # Whatever can be refused is refused before anything changes.
-        executions = [
-            choose(group["params"], foreach=group["foreach"], fused=group["fused"])
-            for group in self.param_groups
-        ]
-        self._prepare(self._params())
-        begun = self._begin(self._params())
-        for group, execution in zip(self.param_groups, executions, strict=True):
-            self._update(group["params"], group, execution, begun)
+        for work in self._plan():
+            work.run()
         return loss
 
     @torch.no_grad()
@@ -188,10 +184,8 @@ class SGDSaI(Optimizer):
         """
         if group["scaling"] == "gsnr_max":
             raise ValueError("scaling must not be 'gsnr_max' in step_parameter")
-        execution = choose([p], foreach=group["foreach"], fused=group["fused"])
-        self._prepare([(p, group)] if p in self.state else self._params())
-        begun = self._begin([(p, group)])
-        self._update([p], group, execution, begun)
+        for work in self._plan(only=p):
+            work.run()
 
     def state_dict(self) -> StateDict:
         """Return the state and the options, without a `scaling` that is a callable.
@@ -231,7 +225,7 @@ class SGDSaI(Optimizer):
         Args:
             scales: s by parameter, 0 to calibrate at the next usable gradient.
         """
-        self._prepare(self._params())
+        self._prepare()
         for param, scale in scales.items():
             waits = param in self._pending
             self.state[param]["scale"].fill_(-scale if waits else scale)
@@ -256,9 +250,40 @@ class SGDSaI(Optimizer):
             for param in group["params"]:
                 yield param, group
 
-    def _prepare(self, params: Iterable[tuple[Tensor, dict[str, Any]]]) -> None:
+    # Everything that depends on the host, and reads the device while blocks wait, is
+    # not for the compiler to trace; what it returns is tensors and operations on them.
+    # The public `torch.compiler.disable` would import the whole compiler here.
+    @torch._disable_dynamo
+    def _plan(self, only: Tensor | None = None) -> list[Work]:
+        """Calibrate what can be; return the updates of all blocks, or of one."""
+        members = [
+            (group, [p for p in group["params"] if only is None or p is only])
+            for group in self.param_groups
+        ]
+        # Whatever can be refused is refused before anything changes.
+        executions = [
+            choose(params, foreach=group["foreach"], fused=group["fused"])
+            for group, params in members
+        ]
+        if only is None or only not in self.state:
+            self._prepare()
+        else:
+            options.check_grad(only)
+        waiting = self._pending
+        begun = begin_pending(members, self.state, waiting, self.param_groups)
+        for param in begun:
+            del waiting[param]
+        return [
+            work
+            for (group, params), execution in zip(members, executions, strict=True)
+            for work in plan_group(
+                group, params, self.state, execution, pending=waiting, begun=begun
+            )
+        ]
+
+    def _prepare(self) -> None:
         """Give a state to every parameter that may train and has none."""
-        for ordinal, (param, group) in enumerate(params):
+        for ordinal, (param, group) in enumerate(self._params()):
             options.check_grad(param)
             entry = self.state.get(param)
             if entry is None:
@@ -271,48 +296,3 @@ class SGDSaI(Optimizer):
                 entry["momentum_buffer"] = state.momentum_buffer(param, group)
                 entry["scale"].abs_().neg_()
                 self._pending[param] = -entry["scale"].item()
-
-    def _begin(self, params: Iterable[tuple[Tensor, dict[str, Any]]]) -> set[Tensor]:
-        """Calibrate the blocks that can be; return those that begin at this step."""
-        if not self._pending and not awaits_largest(self.param_groups):
-            return set()
-        # The choice rests on what all ranks know: a rank whose part of a block is empty
-        # or has no gradient takes part in the block's collective.
-        candidates = [
-            Candidate(p, group, self.state[p]["scale"], self._pending[p])
-            for p, group in params
-            if p in self._pending and (p.grad is not None or is_sharded(p))
-        ]
-        if not candidates and not awaits_largest(self.param_groups):
-            return set()
-        begins = begin(candidates, self.param_groups)
-        begun = {c.param for c, now in zip(candidates, begins, strict=True) if now}
-        for param in begun:
-            del self._pending[param]
-        return begun
-
-    def _update(
-        self,
-        params: Iterable[Tensor],
-        group: dict[str, Any],
-        execution: Execution,
-        begun: set[Tensor],
-    ) -> None:
-        """Update blocks of a group, those that have a gradient."""
-        starting, running, waiting = [], [], []
-        for param in params:
-            grad = local_grad(param)
-            if grad is None:
-                continue
-            block = local_block(param, grad, self.state[param])
-            if param in self._pending:
-                waiting.append(block)
-            else:
-                (starting if param in begun else running).append(block)
-        advance([*starting, *running, *waiting])
-        if starting:
-            execution(starting, Coefficients.of(group, starting=True))
-        if running:
-            execution(running, Coefficients.of(group, starting=False))
-        if waiting:
-            decay(waiting, Coefficients.of(group, starting=False))

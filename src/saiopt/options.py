@@ -11,7 +11,23 @@ from torch import Tensor
 
 from .scaling import NAMES
 
-STATE_DTYPES = (None, torch.float32, torch.bfloat16)
+# By the names that groups keep: distributed checkpoints refuse a torch.dtype.
+STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def state_dtype_name(state_dtype: object) -> object:
+    """Return the name under which a group keeps its state dtype.
+
+    Args:
+        state_dtype: what the user gave.
+
+    Returns:
+        A name of :data:`STATE_DTYPES`, or what was given where it has none.
+    """
+    for name, dtype in STATE_DTYPES.items():
+        if state_dtype == dtype:
+            return name
+    return state_dtype
 
 
 def check(options: Mapping[str, Any]) -> None:
@@ -32,7 +48,7 @@ def check(options: Mapping[str, Any]) -> None:
     if not callable(scaling) and scaling not in NAMES:
         names = ", ".join(repr(name) for name in NAMES)
         raise ValueError(f"scaling must be one of {names} or callable, got {scaling!r}")
-    if options["state_dtype"] not in STATE_DTYPES:
+    if options["state_dtype"] not in (None, *STATE_DTYPES):
         raise ValueError(
             "state_dtype must be None, torch.float32 or torch.bfloat16, "
             f"got {options['state_dtype']!r}"

@@ -13,11 +13,11 @@ import gc
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .moments import Moments, measure, merge
 from .update import Block
@@ -149,9 +149,9 @@ def _merge_over_ranks(moments: Moments, rows: Tensor, shards: _Shards) -> Moment
     ]
     own = own.to(shards.device)
     world = dist.get_world_size(shards.group)
-    gathered = own.new_empty(world * own.shape[0], own.shape[1])
-    dist.all_gather_into_tensor(gathered, own, group=shards.group)
-    numel, mean, squared = gathered.cpu().view(world, 3, -1).unbind(1)
+    gathered = [torch.empty_like(own) for _ in range(world)]
+    dist.all_gather(gathered, own, group=shards.group)
+    numel, mean, squared = torch.stack(gathered).cpu().unbind(1)
     owners = torch.arange(len(rows)).repeat(world)
     parts = Moments(
         numel.reshape(-1), mean.reshape(-1), squared.reshape(-1), torch.zeros(())
@@ -195,7 +195,8 @@ def _is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-_fsdp1_groups: WeakKeyDictionary[Tensor, dist.ProcessGroup | None] = WeakKeyDictionary()
+# Process group by parameter, or None.
+_fsdp1_groups = WeakTensorKeyDictionary()
 
 
 def _fsdp1_group(param: Tensor) -> dist.ProcessGroup | None:

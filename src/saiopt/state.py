@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .options import STATE_DTYPES
+
 
 def allocate(
     param: Tensor, options: Mapping[str, Any], ordinal: int
@@ -55,7 +57,7 @@ def momentum_buffer(param: Tensor, options: Mapping[str, Any]) -> Tensor:
     """
     return torch.zeros_like(
         param,
-        dtype=options["state_dtype"] or param.dtype,
+        dtype=STATE_DTYPES.get(options["state_dtype"], param.dtype),
         memory_format=torch.preserve_format,
     )
 
@@ -63,5 +65,5 @@ def momentum_buffer(param: Tensor, options: Mapping[str, Any]) -> Tensor:
 def _rounds_stochastically(param: Tensor, options: Mapping[str, Any]) -> bool:
     if options["stochastic_rounding"] is False:
         return False
-    stored = {param.dtype, options["state_dtype"]}
-    return torch.bfloat16 in stored
+    stored = STATE_DTYPES.get(options["state_dtype"], param.dtype)
+    return torch.bfloat16 in {param.dtype, stored}
