@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
+from saiopt.lab.environment import commit, hardware
 from saiopt.memory.report import DTYPES
 
 from .plan import Plan
-from .provenance import commit, hardware
 from .samples import Bench, Samples
 
 

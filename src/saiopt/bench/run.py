@@ -19,7 +19,7 @@ from .rows import Row, make_row
 from .samples import Bench, Samples
 from .shapes import allocate, skeleton
 
-Observe = Callable[[str], None]
+Observe = Callable[[str], object]
 
 
 def run_bench(plan: Plan, observe: Observe = lambda _: None) -> list[Row]:

@@ -61,7 +61,7 @@ def title(row: Row) -> str:
     place = row.hardware
     if row.device == "cpu":
         place += f", {row.threads} thread" + ("s" if row.threads > 1 else "")
-    commit = f" · commit {row.commit}" if row.commit else ""
+    commit = f" · commit {row.commit[:12]}" if row.commit else ""
     return (
         f"{row.shapes} · {row.num_params:,} parameters in {row.dtype} · {place} · "
         f"torch {row.torch}{commit}"
