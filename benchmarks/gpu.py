@@ -26,7 +26,7 @@ from rich.table import Table
 from saiopt.bench.candidates import candidates
 from saiopt.bench.plan import Plan
 from saiopt.bench.rows import Row, write_csv
-from saiopt.bench.run import run_bench
+from saiopt.bench.run import DoesNotFitError, run_bench
 from saiopt.bench.table import renderables
 
 RIVALS = (
@@ -60,7 +60,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for dtype in options.dtypes
         ]
         for plan in plans:
-            found = run_bench(plan, lambda line: print(line, file=sys.stderr))
+            try:
+                found = run_bench(plan, lambda line: print(line, file=sys.stderr))
+            except DoesNotFitError as error:
+                print(f"{plan.shapes} in {plan.dtype}: {error}")
+                continue
             _print(found)
             rows += found
             # After every model: an interrupted run keeps what it has.

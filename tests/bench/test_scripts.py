@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from saiopt.bench.rows import Row
+
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -27,6 +29,35 @@ def test_the_gpu_script_can_be_tried_out_on_the_cpu(tmp_path, monkeypatch):
     for dtype in ("float32", "bfloat16"):
         assert ("saiopt reference float32", dtype) in ran
         assert ("SGDM foreach", dtype) in ran
+
+
+def test_the_gpu_script_goes_on_where_a_model_does_not_fit(tmp_path, monkeypatch):
+    module = script("gpu")
+
+    def run_bench(plan, observe):
+        if plan.dtype == "float32":
+            raise module.DoesNotFitError("too large")
+        place = {"device": "cpu", "hardware": "", "threads": 1}
+        return [
+            Row(
+                optimizer="ours",
+                package="saiopt",
+                status="ok",
+                shapes=plan.shapes,
+                num_params=1,
+                dtype=plan.dtype,
+                torch="",
+                commit=None,
+                rounds=1,
+                **place,
+            )
+        ]
+
+    monkeypatch.setattr(module, "run_bench", run_bench)
+    path = tmp_path / "gpu.csv"
+    module.main(["--device", "cpu", "--shapes", "tiny", "--out", str(path)])
+    with path.open() as file:
+        assert [row["dtype"] for row in csv.DictReader(file)] == ["bfloat16"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

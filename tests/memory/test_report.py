@@ -4,6 +4,7 @@ import sys
 from io import StringIO
 
 import pytest
+import torch
 from rich.console import Console
 
 from saiopt.memory import optimizers
@@ -79,7 +80,7 @@ def test_a_formula_stands_in_for_a_package_and_says_so(monkeypatch):
     monkeypatch.setattr(optimizers.importlib.util, "find_spec", lambda _: None)
     (report,) = report_memory(["vit-s16"], optimizers=["adam-mini", "prodigy"])
     mini, prodigy = report.rows
-    assert mini.note == "Adam-mini by formula: adam-mini is not installed"
+    assert mini.note == "Adam-mini by formula, since adam-mini is not installed"
     assert mini.estimate.state_bytes_per_parameter == pytest.approx(4.0, rel=2e-2)
     assert prodigy.estimate.state_bytes_per_parameter == 16.0
 
@@ -94,6 +95,21 @@ def test_an_optimizer_that_cannot_train_the_model_leaves_a_note(monkeypatch):
     assert report.rows[0].estimate is None
     assert report.rows[0].note == "Fussy does not run on this model: no such layer"
     assert report.rows[1].estimate is not None
+
+
+def test_a_formula_stands_in_for_a_package_that_fails(monkeypatch):
+    def fail(params):
+        raise RuntimeError("no such layer")
+
+    package = optimizers.Package("torch", "torch", lambda p: [torch.empty_like(p)] * 3)
+    choice = optimizers.OptimizerChoice("Fussy", lambda _: fail, package)
+    monkeypatch.setitem(optimizers.CHOICES, "fussy", choice)
+    (report,) = report_memory(["vit-s16"], optimizers=["fussy"])
+    (row,) = report.rows
+    assert row.estimate.state_bytes_per_parameter == 4.0
+    assert row.note == (
+        "Fussy by formula, since it does not run on this model: no such layer"
+    )
 
 
 @pytest.mark.parametrize(

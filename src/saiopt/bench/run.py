@@ -22,6 +22,10 @@ from .shapes import allocate, skeleton
 Observe = Callable[[str], object]
 
 
+class DoesNotFitError(ValueError):
+    """Tell that a model's parameters do not fit in memory."""
+
+
 def run_bench(plan: Plan, observe: Observe = lambda _: None) -> list[Row]:
     """Run a benchmark.
 
@@ -37,12 +41,18 @@ def run_bench(plan: Plan, observe: Observe = lambda _: None) -> list[Row]:
         A row for each candidate, also for those that did not run.
 
     Raises:
-        ValueError: the shapes are unknown, or do not fit in memory.
+        ValueError: the shapes are unknown.
+        DoesNotFitError: the parameters do not fit in memory.
     """
     model = skeleton(plan.shapes)
     device = torch.device(plan.device)
     _check_memory(model, plan, device)
-    params = allocate(model, DTYPES[plan.dtype], device)
+    try:
+        params = allocate(model, DTYPES[plan.dtype], device)
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFitError(
+            f"shapes must fit in the GPU's memory with gradients, got {plan.shapes}"
+        ) from error
     bench = Bench(params, model, device, plan.steps)
     samples = {name: Samples() for name in plan.chosen}
     # What exists by now stays: looking through it again and again takes longer than
@@ -84,7 +94,7 @@ def _check_memory(model: nn.Module, plan: Plan, device: torch.device) -> None:
     needed = 4 * DTYPES[plan.dtype].itemsize * entries
     free = _free_bytes(device)
     if free is not None and needed > free:
-        raise ValueError(
+        raise DoesNotFitError(
             f"shapes must fit in free memory with two states ({needed / 2**30:.1f} of "
             f"{free / 2**30:.1f} GiB), got {plan.shapes}"
         )

@@ -32,7 +32,7 @@ class Package:
         name: on the package index.
         module: that it installs.
         formula: the tensors that the optimizer keeps for a parameter, which serve
-            where the package is not installed.
+            where the package is not installed or cannot step the model.
     """
 
     name: str
@@ -89,7 +89,7 @@ def adam_mini(model: nn.Module, **options: object) -> OptimizerFactory:
 
 
 def _adam_mini_formula(param: Tensor) -> list[Tensor]:
-    """Keep m, and one v for each row of a matrix: an upper bound, off by < 0.1 %."""
+    """Keep m, and one v for each row of a matrix: an upper bound."""
     rows = param.shape[0] if param.dim() > 0 else 1
     return [torch.empty_like(param), param.new_empty(rows)]
 
@@ -130,23 +130,23 @@ def sgdsai_with(state_dtype: str) -> OptimizerChoice:
     return OptimizerChoice(label, _plain(SGDSaI, state_dtype=STATE_DTYPES[state_dtype]))
 
 
-def factory_for(
-    choice: OptimizerChoice, model: nn.Module
-) -> tuple[OptimizerFactory, str | None]:
-    """Return an optimizer's factory, or one that follows its formula.
+def is_installed(choice: OptimizerChoice) -> bool:
+    """Tell whether the package of an optimizer is installed.
 
     Args:
         choice: the optimizer.
-        model: the model that it is to train.
-
-    Returns:
-        The factory, and a sentence where the formula stands in for the package.
     """
     package = choice.package
-    if package is None or importlib.util.find_spec(package.module):
-        return choice.factory(model), None
-    note = f"{choice.label} by formula: {package.name} is not installed"
-    return lambda params: _FormulaOptimizer(params, package.formula), note
+    return package is None or importlib.util.find_spec(package.module) is not None
+
+
+def formula_factory(package: Package) -> OptimizerFactory:
+    """Return a factory whose optimizers allocate what a package's formula says.
+
+    Args:
+        package: whose formula counts.
+    """
+    return lambda params: _FormulaOptimizer(params, package.formula)
 
 
 class _FormulaOptimizer(Optimizer):

@@ -19,10 +19,11 @@ from .optimizers import (
     COMPARED,
     STATE_DTYPES,
     OptimizerChoice,
-    factory_for,
+    formula_factory,
+    is_installed,
     sgdsai_with,
 )
-from .state_allocation import OptimizerError
+from .state_allocation import OptimizerError, OptimizerFactory
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -194,11 +195,22 @@ def _row(
     num_shards: int,
     published_gb: float | None,
 ) -> Row:
-    factory, note = factory_for(choice, model)
-    try:
-        found = estimate(model, factory, dtype=dtype, num_shards=num_shards)
-    except OptimizerError as error:
-        reason = str(error.__cause__).splitlines()[0]
-        note = f"{choice.label} does not run on this model: {reason}"
-        return Row(choice.label, None, note, published_gb)
-    return Row(choice.label, found, note, published_gb)
+    def found_with(factory: OptimizerFactory) -> Estimate:
+        return estimate(model, factory, dtype=dtype, num_shards=num_shards)
+
+    label, package = choice.label, choice.package
+    problem = None
+    if is_installed(choice):
+        try:
+            return Row(label, found_with(choice.factory(model)), None, published_gb)
+        except OptimizerError as error:
+            problem = f"does not run on this model: {_reason(error)}"
+    if package is None:
+        return Row(label, None, f"{label} {problem}", published_gb)
+    problem = f"it {problem}" if problem else f"{package.name} is not installed"
+    note = f"{label} by formula, since {problem}"
+    return Row(label, found_with(formula_factory(package)), note, published_gb)
+
+
+def _reason(error: OptimizerError) -> str:
+    return (str(error.__cause__).splitlines() or [""])[0]
