@@ -11,6 +11,7 @@ from torch import nn
 from saiopt import SGDSaI
 from saiopt.bench import plan as plan_module
 from saiopt.bench import run
+from saiopt.bench import samples as samples_module
 from saiopt.bench.candidates import Candidate, candidates
 from saiopt.bench.plan import Plan
 from saiopt.bench.plot import plot_step_times
@@ -33,8 +34,7 @@ def with_strangers(monkeypatch):
     known = candidates()
     known["absent"] = Candidate("Absent", failing, "absent", "no_such_module")
     known["broken"] = Candidate("Broken", failing, "torch", "torch")
-    for module in (plan_module,):
-        monkeypatch.setattr(module, "candidates", lambda: known)
+    monkeypatch.setattr(plan_module, "candidates", lambda: known)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +106,12 @@ def test_rounds_visit_all_candidates_in_changing_order(monkeypatch):
     visits = [tuple(visited[i : i + 3]) for i in range(0, 12, 3)]
     assert len({frozenset(visit) for visit in visits}) == 1
     assert len(set(visits)) > 1
+
+
+def test_a_candidate_that_takes_seconds_is_timed_once(monkeypatch):
+    monkeypatch.setattr(samples_module, "_SLOW_SECONDS", 0.0)
+    (row,) = run_bench(Plan("tiny", ("sgdm-loop",), rounds=3, steps=5))
+    assert row.num_steps == 1
 
 
 def test_the_timed_calibration_calibrates_on_state_that_exists():

@@ -31,7 +31,8 @@ def run_bench(plan: Plan, observe: Observe = lambda _: None) -> list[Row]:
 
     Every round visits all candidates in a new random order, so that a machine that
     slows down slows all of them. One optimizer is alive at a time, and all step the
-    same parameters.
+    same parameters. An optimizer that needs seconds for a step takes one, in the first
+    round.
 
     Args:
         plan: what to run.
@@ -82,7 +83,8 @@ def _rounds(
         order.shuffle(names)
         for name in names:
             speeds.append(bandwidth(bench.params, bench.device))
-            if samples[name].failure is None:
+            found = samples[name]
+            if found.failure is None and not (found.is_slow and number > 1):
                 bench.sample(plan.chosen[name], samples[name])
         speeds.append(bandwidth(bench.params, bench.device))
     return speeds

@@ -18,6 +18,8 @@ from saiopt.optimizer import SGDSaI
 from .candidates import Candidate, silenced
 from .clock import peak_temporary_bytes, seconds, synchronize
 
+_SLOW_SECONDS = 3.0
+
 
 @dataclass
 class Samples:
@@ -35,6 +37,7 @@ class Samples:
         allocated_bytes: by which the state raised ``torch.cuda.memory_allocated``.
         reserved_bytes: by which it raised ``torch.cuda.memory_reserved``.
         failure: why the candidate cannot run, None where it runs.
+        is_slow: whether a step takes so long that one round must do.
     """
 
     step_seconds: list[float] = field(default_factory=list)
@@ -46,6 +49,7 @@ class Samples:
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
     failure: str | None = None
+    is_slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class Bench:
         optimizer = candidate.build(self.params, self.model)
         samples.first_step_seconds.append(self._step_seconds(optimizer))
         optimizer.step()
-        for _ in range(self.steps):
+        for _ in range(1 if samples.is_slow else self.steps):
             samples.step_seconds.append(self._step_seconds(optimizer))
 
     def _time_calibration(self, candidate: Candidate, samples: Samples) -> None:
@@ -115,6 +119,7 @@ class Bench:
         before = self._device_memory()
         optimizer = candidate.build(self.params, self.model)
         optimizer.step()
+        samples.is_slow = self._step_seconds(optimizer) > _SLOW_SECONDS
         if self.device.type == "cuda":
             # What the step left cached is no part of the state.
             self._clear()
