@@ -131,13 +131,13 @@ def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") ->
     from saiopt.lab.run_folder import RunFolderError
 
     device = _device(options)
-    require_writable(options.runs_dir)
     with (
         refusing(ConnectionError, to=LostError),
         refusing(ValueError, FileNotFoundError, RunFolderError),
         together(options.strategy, device, runs[0].recipe.batch_size) as ranks,
     ):
         task = prepare(runs)
+        ranks.on_first(lambda: require_writable(options.runs_dir))
         # Only the first process speaks; the others end here when all is done.
         console = Console(stderr=options.json, quiet=not ranks.is_first)
         with display(runs, console) as observe:
