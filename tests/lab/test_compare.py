@@ -22,8 +22,7 @@ def carry(
 
 
 def table_text(comparison: Comparison, width: int = 80) -> str:
-    console = Console(width=width, record=True, quiet=True)
-    console.quiet = False
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(comparison_table(comparison))
     return capture.get()

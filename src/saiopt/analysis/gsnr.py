@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from saiopt.moments import measure
 from saiopt.scaling import gsnr
+from saiopt.sharding import measure_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class GSNRProbe:
             The new rows, one per block, which are also kept in ``rows``.
         """
         blocks = [(name, p) for name, p in self._named if p.grad is not None]
-        moments = measure([p.grad for _, p in blocks if p.grad is not None])
+        moments = measure_blocks([p for _, p in blocks])
         values = gsnr(moments, self._eps).masked_fill(~moments.usable, math.nan)
         new = [
             GSNRRow(name, p.numel(), step, value)

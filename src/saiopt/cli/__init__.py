@@ -1,11 +1,11 @@
 """The command line: parses, calls one function, prints."""
 
+import os
 import sys
 from collections.abc import Sequence
 
-from saiopt.cli.refusal import RefusalError, require_extras
+from saiopt.cli.refusal import LostError, RefusalError, require_extras
 
-_REFUSED = 2
 _INTERRUPTED = 130
 
 
@@ -16,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Instead of ``sys.argv[1:]``.
 
     Returns:
-        Exit code: 0, 2 for bad input or a damaged run folder, 130 for Ctrl-C.
+        Exit code: 0, 1 after the loss of another process, 2 for bad input or a damaged
+        run folder, 130 for Ctrl-C.
     """
     try:
         require_extras()
@@ -24,8 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         parse(sys.argv[1:] if arguments is None else arguments)()
     except RefusalError as refusal:
-        sys.stderr.write(f"saiopt: {refusal}\n")
-        return _REFUSED
+        # Under torchrun every process refuses alike, and one of them says so.
+        if os.environ.get("RANK", "0") == "0" or isinstance(refusal, LostError):
+            sys.stderr.write(f"saiopt: {refusal}\n")
+        return refusal.exit_code
     except KeyboardInterrupt:
         sys.stderr.write(
             "saiopt: interrupted; the same command keeps what is finished and goes on "

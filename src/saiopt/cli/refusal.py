@@ -12,13 +12,24 @@ _EXTRAS = ("matplotlib", "numpy", "rich", "sklearn", "transformers", "tyro")
 class RefusalError(Exception):
     """One sentence about what the user asked for."""
 
+    exit_code = 2
+
+
+class LostError(RefusalError):
+    """One sentence about a process that the run has lost."""
+
+    exit_code = 1
+
 
 @contextmanager
-def refusing(*kinds: type[Exception]) -> Iterator[None]:
+def refusing(
+    *kinds: type[Exception], to: type[RefusalError] = RefusalError
+) -> Iterator[None]:
     """Turn errors about the user's input into refusals.
 
     Args:
         kinds: What the library raises for bad input.
+        to: What they become.
 
     Yields:
         Nothing.
@@ -29,7 +40,7 @@ def refusing(*kinds: type[Exception]) -> Iterator[None]:
     try:
         yield
     except kinds as error:
-        raise RefusalError(str(error)) from error
+        raise to(str(error)) from error
 
 
 def require_extras() -> None:

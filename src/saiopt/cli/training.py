@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
 
 from tyro.conf import Positional, arg
 
-from saiopt.cli.refusal import RefusalError, refusing, require_writable
+from saiopt.cli.refusal import LostError, RefusalError, refusing, require_writable
 
 if TYPE_CHECKING:
     import torch
 
     from saiopt.lab.loop import Observer
+    from saiopt.lab.ranks import Ranks
     from saiopt.lab.recipe import Recipe
     from saiopt.lab.run import Run
     from saiopt.lab.task import Task
 
 _T = TypeVar("_T")
-Work: TypeAlias = "Callable[[Sequence[Run], Task, Path, torch.device, Observer], _T]"
+Work: TypeAlias = (
+    "Callable[[Sequence[Run], Task, Path, torch.device, Observer, Ranks], _T]"
+)
 
 _OF_THE_RECIPE = "(default: the recipe's)"
 
@@ -33,6 +36,7 @@ class Training:
         set: Fields of the recipe, such as clip_norm=0.5 or task.n_layer=2.
         runs_dir: Keeps the runs: a finished one is reused, an interrupted one goes on.
         device: Where to train.
+        strategy: How processes that torchrun starts share a model.
         threads: CPU threads; a run's last bits depend on them.
         json: Print JSON only; progress goes to stderr.
     """
@@ -49,6 +53,10 @@ class Training:
     device: Annotated[
         Literal["cpu", "cuda"] | None,
         arg(metavar="cpu|cuda", help_behavior_hint="(default: cuda if there is one)"),
+    ] = None
+    strategy: Annotated[
+        Literal["ddp", "fsdp2"] | None,
+        arg(metavar="ddp|fsdp2", help_behavior_hint="(default: ddp under torchrun)"),
     ] = None
     threads: Annotated[
         int | None, arg(metavar="N", help_behavior_hint="(default: torch's choice)")
@@ -93,9 +101,10 @@ def single_run(options: Training, optimizer: str, seed: int, lr: float | None) -
     Raises:
         RefusalError: If an argument is bad.
     """
+    # Before the imports, so that a wrong name is answered at once.
+    recipe = recipe_of(options)
     from saiopt.lab.compare import plan
 
-    recipe = recipe_of(options)
     with refusing(ValueError):
         lrs = {} if lr is None else {optimizer: lr}
         return plan(recipe, [optimizer], [seed], lrs)[0]
@@ -119,17 +128,24 @@ def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") ->
 
     from saiopt.lab.compare import prepare
     from saiopt.lab.progress import display
+    from saiopt.lab.ranks import together
     from saiopt.lab.run_folder import RunFolderError
 
     device = _device(options)
-    with refusing(ValueError, FileNotFoundError):
-        task = prepare(runs)
-    require_writable(options.runs_dir)
     with (
-        refusing(RunFolderError),
-        display(runs, Console(stderr=options.json)) as observe,
+        refusing(ConnectionError, to=LostError),
+        refusing(ValueError, FileNotFoundError, RunFolderError),
+        together(options.strategy, device, runs[0].recipe.batch_size) as ranks,
     ):
-        return work(runs, task, options.runs_dir, device, observe)
+        task = prepare(runs)
+        ranks.on_first(lambda: require_writable(options.runs_dir))
+        # Only the first process speaks; the others end here when all is done.
+        console = Console(stderr=options.json, quiet=not ranks.is_first)
+        with display(runs, console) as observe:
+            result = work(runs, task, options.runs_dir, device, observe, ranks)
+    if not ranks.is_first:
+        raise SystemExit(0)
+    return result
 
 
 def pairs(name: str, texts: Sequence[str]) -> dict[str, str]:

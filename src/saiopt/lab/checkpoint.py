@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from saiopt.lab.atomic import write_atomically
+from saiopt.lab.ranks import ALONE, Ranks, load_model, load_optimizer, whole
 from saiopt.lab.run_folder import RunFolderError
 
 
@@ -30,25 +31,34 @@ class Position:
 
 
 def save(
-    path: Path, model: nn.Module, optimizer: Optimizer, position: Position
+    path: Path,
+    model: nn.Module,
+    optimizer: Optimizer,
+    position: Position,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Write a checkpoint; a crash leaves the one before it.
+
+    The file does not depend on the layout: any number of processes can go on from it.
 
     Args:
         path: File to replace.
         model: Whose weights and buffers are kept.
         optimizer: Whose state is kept.
         position: Of the run.
+        ranks: All processes gather; the first one writes.
     """
     content: dict[str, Any] = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "model": whole(model.state_dict()),
+        "optimizer": whole(optimizer.state_dict()),
         "rng": torch.get_rng_state(),
         "position": dataclasses.asdict(position),
     }
     if torch.cuda.is_available():
         content["cuda_rng"] = torch.cuda.get_rng_state_all()
-    write_atomically(path, lambda file: torch.save(content, file))
+    ranks.on_first(
+        lambda: write_atomically(path, lambda file: torch.save(content, file))
+    )
 
 
 def load(path: Path, model: nn.Module, optimizer: Optimizer) -> Position:
@@ -67,8 +77,8 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer) -> Position:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(content["model"])
-        optimizer.load_state_dict(content["optimizer"])
+        load_model(model, content["model"])
+        load_optimizer(optimizer, content["optimizer"])
         torch.set_rng_state(content["rng"])
         if "cuda_rng" in content:
             torch.cuda.set_rng_state_all(content["cuda_rng"])

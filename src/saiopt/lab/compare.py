@@ -13,6 +13,7 @@ from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.loop import Observer
 from saiopt.lab.optimizers import get_optimizer
 from saiopt.lab.outcome import Outcome, carry_out
+from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.run import Run, identity_hash
 from saiopt.lab.task import Task
@@ -124,6 +125,7 @@ def compare(
     runs_dir: Path,
     device: torch.device,
     observe: Observer,
+    ranks: Ranks = ALONE,
 ) -> Comparison:
     """Train all runs that are not finished and put them side by side.
 
@@ -133,6 +135,7 @@ def compare(
         runs_dir: Where run folders live.
         device: Where they train.
         observe: Told of every step.
+        ranks: The processes that train each run together; the first one writes.
 
     Returns:
         The comparison; ``comparison.json`` in its folder holds its rows.
@@ -140,13 +143,11 @@ def compare(
     Raises:
         RunFolderError: If a run's folder is damaged or in use.
     """
-    outcomes = [carry_out(run, task, runs_dir, device, observe) for run in runs]
+    outcomes = [carry_out(run, task, runs_dir, device, observe, ranks) for run in runs]
     comparison = Comparison(
         runs[0].recipe, outcomes, summarize(outcomes), _folder(outcomes, runs_dir)
     )
-    comparison.folder.mkdir(exist_ok=True)
-    write_json(comparison.folder / "comparison.json", as_json(comparison))
-    _plot(comparison)
+    ranks.on_first(lambda: _write(comparison))
     return comparison
 
 
@@ -191,6 +192,12 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         ],
         "folder": str(comparison.folder),
     }
+
+
+def _write(comparison: Comparison) -> None:
+    comparison.folder.mkdir(exist_ok=True)
+    write_json(comparison.folder / "comparison.json", as_json(comparison))
+    _plot(comparison)
 
 
 def _plot(comparison: Comparison) -> None:

@@ -19,7 +19,7 @@ def comparison_table(comparison: Comparison) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("optimizer", "lr"):
         table.add_column(column, no_wrap=True)
-    table.add_column(metric.label.replace("validation ", "val. "), justify="right")
+    table.add_column(f"validation {metric.name}", justify="right")
     for column in ("state B/param", "step ms", "time"):
         table.add_column(column, justify="right")
     means = [

@@ -12,6 +12,7 @@ from saiopt.analysis.gsnr_plot import plot_gsnr
 from saiopt.lab.atomic import write_json
 from saiopt.lab.loop import Observer
 from saiopt.lab.outcome import carry_out
+from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.run import Run
 from saiopt.lab.task import Task
 
@@ -30,7 +31,12 @@ class Measured:
 
 
 def measure_gsnr(
-    run: Run, task: Task, runs_dir: Path, device: torch.device, observe: Observer
+    run: Run,
+    task: Task,
+    runs_dir: Path,
+    device: torch.device,
+    observe: Observer,
+    ranks: Ranks = ALONE,
 ) -> Measured:
     """Train a run and collect the g-SNR that its log holds.
 
@@ -40,6 +46,7 @@ def measure_gsnr(
         runs_dir: Where run folders live.
         device: Where it trains.
         observe: Told of every step.
+        ranks: The processes that train together; the first one writes.
 
     Returns:
         The rows; ``gsnr.json``, ``gsnr.png`` and ``gsnr.svg`` are in the folder.
@@ -47,17 +54,22 @@ def measure_gsnr(
     Raises:
         RunFolderError: If the run's folder is damaged or in use.
     """
-    outcome = carry_out(run, task, runs_dir, device, observe)
+    outcome = carry_out(run, task, runs_dir, device, observe, ranks)
     rows = [
         GSNRRow(**{**row, "gsnr": math.nan if row["gsnr"] is None else row["gsnr"]})
         for line in outcome.log
         for row in line.get("gsnr", [])
     ]
-    folder = runs_dir / outcome.folder
+    measured = Measured(rows, runs_dir / outcome.folder)
+    ranks.on_first(lambda: _write(measured, run))
+    return measured
+
+
+def _write(measured: Measured, run: Run) -> None:
     title = f"{run.recipe.name} trained with {run.optimizer}"
-    plot_gsnr(rows, [folder / "gsnr.png", folder / "gsnr.svg"], title)
-    write_json(folder / "gsnr.json", rows_as_json(rows))
-    return Measured(rows, folder)
+    paths = [measured.folder / f"gsnr.{suffix}" for suffix in ("png", "svg")]
+    plot_gsnr(measured.rows, paths, title)
+    write_json(measured.folder / "gsnr.json", rows_as_json(measured.rows))
 
 
 def rows_as_json(rows: Sequence[GSNRRow]) -> list[dict[str, str | int | float | None]]:

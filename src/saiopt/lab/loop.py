@@ -12,6 +12,7 @@ from saiopt.analysis.gsnr import GSNRProbe
 from saiopt.lab import checkpoint
 from saiopt.lab.environment import deterministic
 from saiopt.lab.optimizers import get_optimizer, state_bytes
+from saiopt.lab.ranks import ALONE, Ranks, whole
 from saiopt.lab.run import Run
 from saiopt.lab.run_folder import RunFolder
 from saiopt.lab.schedules import lr_factor
@@ -42,7 +43,12 @@ Observer = Callable[[Progress], None]
 
 
 def train(
-    run: Run, task: Task, folder: RunFolder, device: torch.device, observe: Observer
+    run: Run,
+    task: Task,
+    folder: RunFolder,
+    device: torch.device,
+    observe: Observer,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Train a run to its end, from its last checkpoint if it has one.
 
@@ -52,6 +58,7 @@ def train(
         folder: Where it is recorded.
         device: Where it trains.
         observe: Called after every step and evaluation.
+        ranks: The processes that train together.
 
     Returns:
         The content of ``result.json``.
@@ -64,7 +71,7 @@ def train(
         if result is not None:
             observe(Progress(run, result["step"], None, result["metrics"], "reused"))
             return result
-        return _Session(run, task, folder, device, observe).run_to_end()
+        return _Session(run, task, folder, device, observe, ranks).run_to_end()
 
 
 class _Session:
@@ -75,10 +82,13 @@ class _Session:
         folder: RunFolder,
         device: torch.device,
         observe: Observer,
+        ranks: Ranks,
     ) -> None:
         self.run, self.recipe, self.task = run, run.recipe, task
         self.folder, self.device, self.observe = folder, device, observe
+        self.ranks = ranks
         self.model = task.build_model(run.seed).to(device)
+        self.spread = ranks.spread(self.model)
         spec = get_optimizer(run.optimizer)
         self.optimizer = spec.build(
             self.model, run.lr, run.weight_decay, **spec.settings
@@ -110,11 +120,12 @@ class _Session:
         self.model.train()
         lr = self._set_lr()
         batch = self.task.batch(self.run.seed, self.step, self.recipe.batch_size)
+        batch = self.ranks.share(batch)
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         self.optimizer.zero_grad()
-        loss = self.task.loss(self.model, batch)
+        loss = self.task.loss(self.spread, batch)
         loss.backward()
-        line = {"step": self.step, "lr": lr, "loss": loss.item()}
+        line = {"step": self.step, "lr": lr, "loss": self.ranks.mean(loss)}
         if self.probe is not None and self._is_probed():
             rows = self.probe.record(self.step)
             line["gsnr"] = [dataclasses.asdict(row) for row in rows]
@@ -140,7 +151,8 @@ class _Session:
 
     def _clip(self) -> float:
         limit = self.recipe.clip_norm or math.inf
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        return whole(norm).item()
 
     def _timed_step(self) -> float:
         self._synchronize()
@@ -173,13 +185,21 @@ class _Session:
         position = checkpoint.Position(
             self.step, self.folder.log_bytes(), time.perf_counter() - self.started
         )
-        checkpoint.save(self.folder.checkpoint, self.model, self.optimizer, position)
+        checkpoint.save(
+            self.folder.checkpoint, self.model, self.optimizer, position, self.ranks
+        )
 
     def _finish(self, status: str, metrics: dict[str, float]) -> dict[str, Any]:
+        self.ranks.on_first(lambda: self.folder.finish(self._result(status, metrics)))
+        result = self.folder.result() or {}
+        self.observe(Progress(self.run, self.step, None, result["metrics"], status))
+        return result
+
+    def _result(self, status: str, metrics: dict[str, float]) -> dict[str, Any]:
         seconds = sorted(
             line["step_seconds"] for line in self.folder.log() if "step_seconds" in line
         )
-        result = {
+        return {
             "status": status,
             "step": self.step,
             "metrics": metrics if status == "finished" else {},
@@ -191,6 +211,3 @@ class _Session:
             },
             "total_seconds": time.perf_counter() - self.started,
         }
-        self.folder.finish(result)
-        self.observe(Progress(self.run, self.step, None, result["metrics"], status))
-        return result

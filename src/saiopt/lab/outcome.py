@@ -9,8 +9,9 @@ import torch
 
 from saiopt.lab.environment import environment, numerics
 from saiopt.lab.loop import Observer, train
+from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.run import Run
-from saiopt.lab.run_folder import RunFolder
+from saiopt.lab.run_folder import FollowedFolder, RunFolder
 from saiopt.lab.task import Task
 
 
@@ -46,7 +47,12 @@ class Outcome:
 
 
 def carry_out(
-    run: Run, task: Task, runs_dir: Path, device: torch.device, observe: Observer
+    run: Run,
+    task: Task,
+    runs_dir: Path,
+    device: torch.device,
+    observe: Observer,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
     """Train a run, go on with it, or read it if it is finished.
 
@@ -56,6 +62,7 @@ def carry_out(
         runs_dir: Where run folders live.
         device: Where it trains.
         observe: Told of every step.
+        ranks: The processes that train together.
 
     Returns:
         How it ended.
@@ -64,8 +71,12 @@ def carry_out(
         RunFolderError: If the run's folder is damaged or in use.
     """
     name = run.folder_name(numerics(device, task.fingerprint))
-    folder = RunFolder(
-        runs_dir / name, run.describe(), environment(device, task.fingerprint)
-    )
-    result = train(run, task, folder, device, observe)
+    origin = {
+        **environment(device, task.fingerprint),
+        "ranks": ranks.count,
+        "strategy": ranks.strategy,
+    }
+    created = ranks.on_first(lambda: RunFolder(runs_dir / name, run.describe(), origin))
+    folder = created or FollowedFolder(runs_dir / name)
+    result = train(run, task, folder, device, observe, ranks)
     return Outcome(run, name, result, folder.log())

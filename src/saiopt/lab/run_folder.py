@@ -36,10 +36,7 @@ class RunFolder:
     def __init__(
         self, path: Path, run: dict[str, Any], environment: dict[str, Any]
     ) -> None:
-        self.path = path
-        self.checkpoint = path / "checkpoint.pt"
-        self._log = path / "log.jsonl"
-        self._result = path / "result.json"
+        self._locate(path)
         if not path.exists():
             _create(path, run, environment)
         elif self._read(path / "recipe.json") != run:
@@ -47,6 +44,12 @@ class RunFolder:
                 f"run folder must hold the run that its name says, got {path} with "
                 "another recipe.json; remove or move it to train the run again"
             )
+
+    def _locate(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoint.pt"
+        self._log = path / "log.jsonl"
+        self._result = path / "result.json"
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -139,6 +142,40 @@ class RunFolder:
         if not isinstance(value, dict):
             raise _damaged(path)
         return value
+
+
+class FollowedFolder(RunFolder):
+    """A run folder that another process of the same run writes.
+
+    Args:
+        path: The folder, which exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._locate(path)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Leave the lock to the process that writes."""
+        yield
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Leave the line to the process that writes.
+
+        Args:
+            line: JSON types.
+        """
+
+    def log_bytes(self) -> int:
+        """Return 0: only the process that writes needs the length."""
+        return 0
+
+    def truncate_log(self, length: int) -> None:
+        """Leave the log to the process that writes.
+
+        Args:
+            length: The log's length at the checkpoint.
+        """
 
 
 def _damaged(path: Path) -> RunFolderError:

@@ -74,10 +74,10 @@ def vit_digits() -> Recipe:
         clip_norm=1.0,
         decay_per_step=1e-4,
         lrs={
-            "sgdsai": 1e-1,
-            "sgdsai-sqrt-numel": 1e-1,
-            "adamw": 3e-3,
+            "sgdsai": 2e-2,
+            "sgdsai-sqrt-numel": 2e-2,
+            "adamw": 5e-4,
             "sgd": 1e-1,
-            "sgdm-decoupled": 1.0,
+            "sgdm-decoupled": 5e-1,
         },
     )
