@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _MEANING = (
-    "Median and quartiles of {steps} steps in {rounds} interleaved rounds. first: a "
-    "new optimizer's first step, which allocates its state. calibr.: the first step on "
-    "state that was allocated before. temp: peak memory above the level before a step. "
+    "Median and quartiles of {steps} steps in {rounds} interleaved rounds, of one step "
+    "where it takes seconds. first: a new optimizer's first step, which allocates its "
+    "state. calibr.: the first step on state that was allocated before. temp: peak memory above the level before a step. "
     "floor: parameters and gradients read, parameters written, state read and written "
     "once, at {speed:.1f} GB/s, measured in the same rounds by adding gradients to "
     "parameters in place."
@@ -39,7 +39,7 @@ def renderables(rows: Sequence[Row]) -> Iterator[Table | Text]:
         yield Text()
         first = ran[0]
         text = _MEANING.format(
-            steps=first.num_steps,
+            steps=max(row.num_steps for row in ran),
             rounds=first.rounds,
             speed=first.bandwidth_gb_per_s or 0.0,
         )
