@@ -8,6 +8,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from saiopt import SGDSaI
 from saiopt.memory import OptimizerError, estimate
+from saiopt.options import STATE_DTYPES
 
 
 def conv_net():
@@ -108,6 +109,23 @@ def test_the_estimate_holds_for_packages(module, name):
     optimizer = factory(list(model.parameters()))
     optimizer.step()
     assert found.state.tensor_bytes == state_bytes(optimizer)
+
+
+LOW_BIT = [d for d in (torch.int8, "int4") if d in STATE_DTYPES]
+
+
+@pytest.mark.parametrize("state_dtype", LOW_BIT, ids=str)
+def test_the_estimate_holds_for_low_bit_momentum(state_dtype):
+    def factory(params):
+        return SGDSaI(params, state_dtype=state_dtype)
+
+    model = nn.Sequential(nn.Linear(100, 100), nn.Linear(100, 33), nn.Linear(33, 5))
+    found = estimate(model, factory)
+    model(torch.randn(4, 100)).square().sum().backward()
+    optimizer = factory(model.parameters())
+    optimizer.step()
+    assert found.state.tensor_bytes == state_bytes(optimizer)
+    assert found.state_bytes_per_parameter < 2
 
 
 def test_the_model_is_not_changed():
