@@ -15,9 +15,10 @@ _MEANING = (
     "Median and quartiles of {steps} steps in {rounds} interleaved rounds, of one step "
     "where it takes seconds. first: a new optimizer's first step, which allocates its "
     "state. calibr.: the first step on state that was allocated before. temp: peak "
-    "memory above the level before a step. floor: parameters and gradients read, "
-    "parameters written, state read and written once, at {speed:.1f} GB/s, "
-    "measured in the same rounds by adding gradients to parameters in place."
+    "memory above the level before a step. "
+    "floor: parameters and gradients read, parameters written, state read and written "
+    "once, at {speed:.1f} GB/s, measured in the same rounds by adding gradients to "
+    "parameters in place."
 )
 
 
