@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .scaling import NAMES
 
-STATE_DTYPES = (None, torch.float32, torch.bfloat16)
+STATE_DTYPES = (None, torch.float32, torch.bfloat16, torch.int8, "int4")
 
 
 def check(options: Mapping[str, Any]) -> None:
@@ -34,7 +34,8 @@ def check(options: Mapping[str, Any]) -> None:
         raise ValueError(f"scaling must be one of {names} or callable, got {scaling!r}")
     if options["state_dtype"] not in STATE_DTYPES:
         raise ValueError(
-            "state_dtype must be None, torch.float32 or torch.bfloat16, "
+            "state_dtype must be None, torch.float32, torch.bfloat16, torch.int8 or "
+            "'int4', "
             f"got {options['state_dtype']!r}"
         )
     _check_flag("maximize", options["maximize"], optional=False)
