@@ -1,21 +1,20 @@
 import pytest
 import torch
 from executions import (
-    CASES,
     OPTIONS,
+    PAIRS,
     SHAPES,
     assert_equal_blocks,
     copy_of,
+    executions,
     make_block,
     momentum_of,
 )
 from torch import nn
 
-from saiopt.update import Block, Coefficients, cpu, foreach, library, reference
+from saiopt.update import Block, Coefficients, reference
 
-EXECUTIONS = {"foreach": foreach.update}
-if not isinstance(library.load(), str):
-    EXECUTIONS["cpu"] = cpu.update
+EXECUTIONS = executions()
 
 EVERY_EXECUTION = pytest.mark.parametrize("update", EXECUTIONS.values(), ids=EXECUTIONS)
 REFERENCE_TOO = pytest.mark.parametrize(
@@ -26,8 +25,7 @@ REFERENCE_TOO = pytest.mark.parametrize(
 
 
 @EVERY_EXECUTION
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "options"), PAIRS, ids=str)
 def test_every_execution_equals_the_reference(case, options, update):
     blocks = [make_block(shape, *case, seed=i) for i, shape in enumerate(SHAPES)]
     expected = [copy_of(b) for b in blocks]
@@ -88,6 +86,8 @@ def test_a_scale_may_vary_within_the_block(dtype, update):
     assert torch.equal(block.param.float(), -0.5 * rows.expand(2, 3))
 
 
+# As triton's interpreter warns.
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 @REFERENCE_TOO
 @pytest.mark.parametrize("state_dtype", [None, torch.int8, "int4"])
 def test_a_number_that_is_not_finite_stays_one_and_spreads_within_its_group(

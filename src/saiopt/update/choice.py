@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 
 import torch
@@ -47,4 +48,11 @@ def choose(
 
 def _kernel(params: Sequence[Tensor]) -> Execution | str:
     """Return the fused execution, or the reason why there is none."""
-    return cpu.unavailable(params) or cpu.update
+    if not any(param.is_cuda for param in params):
+        return cpu.unavailable(params) or cpu.update
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    # Loaded only where it is needed, since it loads triton.
+    from . import triton
+
+    return triton.unavailable(params) or triton.update

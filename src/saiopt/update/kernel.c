@@ -9,6 +9,7 @@
  */
 #include "storage.h"
 
+enum { AHEAD = 16 };
 enum param_kind { P_FLOAT32, P_BFLOAT16, P_FLOAT64 };
 enum momentum_kind { M_NONE, M_FLOAT32, M_BFLOAT16, M_FLOAT64, M_INT8, M_INT4 };
 
@@ -103,6 +104,14 @@ static void update_float64(const struct block *b, const struct rule *r, int64_t 
     }
 }
 
+/* Ask for the bytes of the group that is AHEAD of group u: the processor by itself does
+ * not reach as far, and would wait for memory between the groups. */
+INLINE void prefetch(const void *stored, int64_t u, int64_t group_bytes) {
+    const char *group = (const char *)stored + (u + AHEAD) * group_bytes;
+    for (int64_t line = 0; line < group_bytes; line += 64)
+        __builtin_prefetch(group + line);
+}
+
 /* Update whole groups. Constant kinds make this a function of its own for each. */
 INLINE void update_groups(struct run run, struct numbers k, int p16, int kind,
                           int stochastic) {
@@ -114,6 +123,9 @@ INLINE void update_groups(struct run run, struct numbers k, int p16, int kind,
             noise[i] = stochastic ? mix((run.index + (uint32_t)i) ^ k.seed) : 0;
             high[i] = noise[i] >> 16;
         }
+        prefetch(run.param, u, GROUP * (p16 ? 2 : 4));
+        prefetch(run.grad, u, GROUP * (p16 ? 2 : 4));
+        prefetch(run.momentum, u, momentum_bytes(kind, GROUP));
         load(p, run.param, u * GROUP, p16);
         load(g, run.grad, u * GROUP, p16);
         if (is_coded(kind)) {
