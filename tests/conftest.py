@@ -2,6 +2,7 @@ import os
 
 import pytest
 import torch
+from workers import Workers
 
 # The tests' tensors are small: a second thread only waits for the first.
 torch.set_num_threads(1)
@@ -23,3 +24,10 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def workers():
+    workers = Workers()
+    yield workers
+    workers.stop()

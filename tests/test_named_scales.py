@@ -86,7 +86,7 @@ def test_a_bad_scale_is_refused_before_anything_changes(model, scale):
 
 def test_unknown_names_are_refused(model):
     with pytest.raises(ValueError, match="scales must name parameters"):
-        set_scales(SGDSaI(model.parameters()), model, {"wieght": 1.0})
+        set_scales(SGDSaI(model.parameters()), model, {"kernel": 1.0})
 
 
 def test_other_optimizers_and_other_models_are_refused(model):

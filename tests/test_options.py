@@ -32,13 +32,24 @@ def param(dtype=torch.float32):
         ({"foreach": True, "fused": True}, ValueError, "foreach must be False or None"),
         ({"state_dtype": "bf16"}, ValueError, "state_dtype must be None"),
         ({"state_dtype": torch.float16}, ValueError, "state_dtype must be None"),
-        ({"state_dtype": "int8"}, ValueError, "torch.int8 or 'int4', got 'int8'"),
+        ({"state_dtype": "int2"}, ValueError, "torch.int8 or 'int4', got 'int2'"),
+        ({"state_dtype": torch.uint8}, ValueError, "got torch.uint8"),
         ({"stochastic_rounding": 1}, TypeError, "stochastic_rounding must be True"),
     ],
 )
 def test_a_bad_option_is_named_with_its_rule(options, error, sentence):
     with pytest.raises(error, match=sentence):
         SGDSaI([param()], **options)
+
+
+def test_a_group_has_its_own_state_dtype():
+    wide, narrow = param(), param()
+    groups = [{"params": [wide]}, {"params": [narrow], "state_dtype": torch.bfloat16}]
+    optimizer = SGDSaI(groups)
+    wide.grad = narrow.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.state[wide]["momentum_buffer"].dtype == torch.float32
+    assert optimizer.state[narrow]["momentum_buffer"].dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("name", ["nesterov", "dampening", "betas", "decoupled"])
@@ -70,3 +81,26 @@ def test_a_sparse_gradient_is_refused_before_anything_changes():
     with pytest.raises(RuntimeError, match="gradients must be dense"):
         optimizer.step()
     assert torch.equal(dense, torch.ones(3))
+
+
+def test_a_flattened_parameter_is_refused_by_its_mark_and_by_its_shape():
+    flat = param()
+    flat._is_flat_param = True
+    with pytest.raises(RuntimeError, match="use_orig_params=True"):
+        SGDSaI([flat])
+    optimizer = SGDSaI([param(), torch.nn.Parameter(torch.ones(2, 2))])
+    replaced = torch.nn.Parameter(torch.ones(7))
+    replaced.grad = torch.ones(7)
+    optimizer.param_groups[0]["params"] = [replaced]
+    with pytest.raises(RuntimeError, match="params must keep the shapes"):
+        optimizer.step()
+
+
+def test_parameters_may_be_replaced_by_others_of_the_same_shape():
+    optimizer = SGDSaI([param(), torch.nn.Parameter(torch.ones(2, 2))])
+    replaced = torch.nn.Parameter(torch.ones(2, 2))
+    replaced.grad = torch.randn(2, 2)
+    optimizer.param_groups[0]["params"] = [replaced]
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    assert optimizer.state[replaced]["scale"] > 0

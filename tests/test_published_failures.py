@@ -12,6 +12,7 @@ import torch
 from models import LoRALinear, TinyTransformer, next_token_loss, token_batches
 from oracle import Oracle
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -233,6 +234,27 @@ def test_a_compiled_step_equals_the_eager_one_and_calibrates_once(foreach):
     assert scales[3]["head.bias"] == scales[5]["head.bias"] > 0
     for p, q in zip(eager.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("kind", ["float", "tensor"])
+def test_a_schedule_compiles_two_frames_however_often_the_rate_changes(kind, foreach):
+    torch._dynamo.reset()
+    model = TinyTransformer()
+    lr = torch.tensor(1e-3) if kind == "tensor" else 1e-3
+    optimizer = SGDSaI(model.parameters(), lr, foreach=foreach)
+    counter = CompileCounter()
+    step = torch.compile(optimizer.step, backend=counter)
+    for number, ids in enumerate(token_batches(6)):
+        optimizer.zero_grad()
+        next_token_loss(model, ids).backward()
+        if kind == "tensor":
+            lr.mul_(0.9)
+        else:
+            optimizer.param_groups[0]["lr"] = 1e-3 * 0.9**number
+        step()
+    # One for the step that calibrates, one for all others.
+    assert counter.frame_count == 2
 
 
 def test_bfloat16_weights_move_by_steps_below_their_spacing():

@@ -2,57 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .moments import Moments, measure
+from .moments import Moments
 from .scaling import scales
+from .sharding import is_sharded, largest_over_ranks, measure_blocks
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Hold a block that has a gradient but has not begun.
+    """Hold a block that has not begun and may at this step.
 
     Args:
-        grad: its gradient.
+        param: the parameter, with a gradient on at least one of its ranks.
         group: its param group.
         scale: its 0-d float32 entry in the state.
         preset: the scale it was given beforehand, 0 where its gradient must tell.
     """
 
-    grad: Tensor
+    param: Tensor
     group: dict[str, Any]
     scale: Tensor
     preset: float
 
 
-# Reads the device and branches on what it read: not to be traced. The public
-# `torch.compiler.disable` would import the whole compiler here; this one waits.
-@torch._disable_dynamo
+def begin_pending(
+    members: Sequence[tuple[dict[str, Any], Sequence[Tensor]]],
+    states: Mapping[Tensor, Mapping[str, Tensor]],
+    pending: Mapping[Tensor, float],
+    groups: Sequence[dict[str, Any]],
+) -> set[Tensor]:
+    """Calibrate the pending blocks of a step that can be.
+
+    The choice rests on what all ranks know: a rank whose part of a block is empty, or
+    has no gradient, takes part in the block's collective.
+
+    Args:
+        members: param groups, and their parameters that the step concerns.
+        states: the state of each parameter.
+        pending: the preset scale of each parameter that has not begun.
+        groups: all param groups of the optimizer.
+
+    Returns:
+        The parameters that begin at this step.
+
+    Raises:
+        ValueError: see :func:`begin`.
+    """
+    if not pending and not _awaits_largest(groups):
+        return set()
+    candidates = [
+        Candidate(p, group, states[p]["scale"], pending[p])
+        for group, params in members
+        for p in params
+        if p in pending and (p.grad is not None or is_sharded(p))
+    ]
+    if not candidates and not _awaits_largest(groups):
+        return set()
+    begins = begin(candidates, groups)
+    return {c.param for c, now in zip(candidates, begins, strict=True) if now}
+
+
 def begin(
     candidates: Sequence[Candidate], groups: Sequence[dict[str, Any]]
 ) -> list[bool]:
     """Set the scale of every candidate whose gradient is finite and not all zero.
 
     All gradients are measured before anything is written, with one host
-    synchronisation; nothing is written when this raises.
+    synchronisation, and one more for each process group that shards a block; nothing is
+    written when this raises.
 
     Args:
-        candidates: blocks with a gradient and without a running momentum.
+        candidates: blocks without a running momentum, the same on all ranks.
         groups: all param groups of the optimizer.
 
     Returns:
-        For each candidate, whether it begins.
+        For each candidate, whether it begins: the same on all ranks.
 
     Raises:
         ValueError: a scaling rule returns a scale that is not positive and finite, or
             not one scale per block.
     """
-    moments = measure([c.grad for c in candidates])
+    moments = measure_blocks([c.param for c in candidates])
     usable = moments.usable
     begun = [c for c, begins in zip(candidates, usable.tolist(), strict=True) if begins]
     values = _scales(begun, moments.select(usable))
@@ -64,6 +100,11 @@ def begin(
         if "gsnr_max" in group:
             group["gsnr_max"] = largest
     return usable.tolist()
+
+
+def _awaits_largest(groups: Sequence[dict[str, Any]]) -> bool:
+    """Tell whether `"gsnr_max"` lacks its divisor, which all ranks find together."""
+    return any(group.get("gsnr_max") == 0 for group in groups)
 
 
 def _scales(candidates: Sequence[Candidate], moments: Moments) -> Tensor:
@@ -85,13 +126,15 @@ def _divide_by_largest(
     Returns:
         That largest g-SNR, 0 before the first calibration.
     """
-    largest = max((group.get("gsnr_max", 0.0) for group in groups), default=0.0)
     rows = torch.tensor(
         [c.group["scaling"] == "gsnr_max" and c.preset == 0 for c in candidates],
         dtype=torch.bool,
     )
+    largest = max((group.get("gsnr_max", 0.0) for group in groups), default=0.0)
+    if _awaits_largest(groups):
+        here = values[rows].max().item() if rows.any() else 0.0
+        largest = largest_over_ranks(max(here, largest))
     if rows.any():
-        largest = largest or values[rows].max().item()
         values[rows] /= largest
     return largest
 

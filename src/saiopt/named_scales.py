@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from .optimizer import SGDSaI
 
+# What torch.compile, FSDP1 and activation checkpointing put into names.
+_WRAPPER_PARTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
 
 def get_scales(optimizer: SGDSaI, model: nn.Module) -> dict[str, float]:
     """Return the scale of each of the model's parameters that the optimizer has.
@@ -18,7 +21,9 @@ def get_scales(optimizer: SGDSaI, model: nn.Module) -> dict[str, float]:
         model: the model whose names count.
 
     Returns:
-        s by parameter name, 0.0 where a block is not calibrated yet.
+        s by parameter name, 0.0 where a block is not calibrated yet. The names are
+        those of the bare model, without what DDP, FSDP, torch.compile and activation
+        checkpointing put in, so that scales of one layout serve in another.
 
     Raises:
         TypeError: the optimizer is not SGDSaI.
@@ -80,8 +85,19 @@ def _named_params(optimizer: SGDSaI, model: nn.Module) -> dict[str, Tensor]:
         raise TypeError(f"optimizer must be SGDSaI, got {type(optimizer).__name__}")
     owned = {p for group in optimizer.param_groups for p in group["params"]}
     named: dict[str, Tensor] = {
-        name: p for name, p in model.named_parameters() if p in owned
+        _bare(name): p for name, p in _unwrapped(model).named_parameters() if p in owned
     }
     if not named:
         raise ValueError("model must have parameters of the optimizer, got none")
     return named
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """Take the wrapper off whose prefix `module.` may also be a model's own."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    return model.module if isinstance(model, wrappers) else model
+
+
+def _bare(name: str) -> str:
+    """Take the parts out of a name that wrappers put in, so that layouts agree."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)

@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
 from . import loading, options, state
-from .calibration import Candidate, begin
+from .calibration import begin_pending
+from .plan import Work, plan_group
 from .scaling import Scaling
-from .update import Block, Coefficients, Execution, choose, decay
+from .update import choose
 
 
 class SGDSaI(Optimizer):
@@ -78,6 +79,8 @@ class SGDSaI(Optimizer):
     # Blocks that have not begun, and the scale each was given beforehand (0: none).
     # Derived from the state, so that steps need not read it from the device.
     _pending: dict[Tensor, float]
+    # The shapes of the blocks that were given: others are flattened or cut ones.
+    _shapes: set[torch.Size]
 
     def __init__(
         self,
@@ -103,11 +106,11 @@ class SGDSaI(Optimizer):
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
-            "state_dtype": state_dtype,
+            "state_dtype": options.state_dtype_name(state_dtype),
             "stochastic_rounding": stochastic_rounding,
         }
         options.check(defaults)
-        self._pending = {}
+        self._pending, self._shapes = {}, set()
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -120,6 +123,9 @@ class SGDSaI(Optimizer):
             TypeError: an option or a parameter is of the wrong kind.
             ValueError: an option is out of its range.
         """
+        if "state_dtype" in param_group:
+            named = options.state_dtype_name(param_group["state_dtype"])
+            param_group = {**param_group, "state_dtype": named}
         options.check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -131,6 +137,7 @@ class SGDSaI(Optimizer):
             raise
         if group["scaling"] == "gsnr_max":
             group.setdefault("gsnr_max", 0.0)
+        self._shapes.update(p.shape for p in group["params"])
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -158,16 +165,29 @@ class SGDSaI(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        # Whatever can be refused is refused before anything changes.
-        executions = [
-            choose(group["params"], foreach=group["foreach"], fused=group["fused"])
-            for group in self.param_groups
-        ]
-        self._prepare()
-        begun = self._begin()
-        for group, execution in zip(self.param_groups, executions, strict=True):
-            self._update(group, execution, begun)
+        for work in self._plan():
+            work.run()
         return loss
+
+    @torch.no_grad()
+    def step_parameter(self, p: Tensor, group: dict[str, Any], i: int) -> None:
+        """Perform the step of one parameter alone.
+
+        Trainers with a fused backward pass call this when the gradient of a parameter
+        is complete; :func:`saiopt.step_in_backward` does it for every parameter.
+
+        Args:
+            p: the parameter, with its gradient.
+            group: its param group.
+            i: its index in the group, which this optimizer does not need.
+
+        Raises:
+            ValueError: the group scales by `"gsnr_max"`, which needs all gradients.
+        """
+        if group["scaling"] == "gsnr_max":
+            raise ValueError("scaling must not be 'gsnr_max' in step_parameter")
+        for work in self._plan(only=p):
+            work.run()
 
     def state_dict(self) -> StateDict:
         """Return the state and the options, without a `scaling` that is a callable.
@@ -219,6 +239,7 @@ class SGDSaI(Optimizer):
         super().__setstate__(state)
         self.state = defaultdict(dict, loading.unwrap(self.state, held_state))
         loading.fill_in(self.param_groups, held_groups, self.defaults)
+        self._shapes = {p.shape for p, _ in self._params()}
         self._find_pending()
 
     def _find_pending(self) -> None:
@@ -231,14 +252,45 @@ class SGDSaI(Optimizer):
             for param in group["params"]:
                 yield param, group
 
+    # Everything that depends on the host, and reads the device while blocks wait, is
+    # not for the compiler to trace; what it returns is tensors and operations on them.
+    # The public `torch.compiler.disable` would import the whole compiler here.
+    @torch._disable_dynamo
+    def _plan(self, only: Tensor | None = None) -> list[Work]:
+        """Calibrate what can be; return the updates of all blocks, or of one."""
+        members = [
+            (group, [p for p in group["params"] if only is None or p is only])
+            for group in self.param_groups
+        ]
+        # Whatever can be refused is refused before anything changes.
+        executions = [
+            choose(params, foreach=group["foreach"], fused=group["fused"])
+            for group, params in members
+        ]
+        if only is None or only not in self.state:
+            self._prepare()
+        else:
+            options.check_grad(only)
+        waiting = self._pending
+        begun = begin_pending(members, self.state, waiting, self.param_groups)
+        for param in begun:
+            del waiting[param]
+        return [
+            work
+            for (group, params), execution in zip(members, executions, strict=True)
+            for work in plan_group(
+                group, params, self.state, execution, pending=waiting, begun=begun
+            )
+        ]
+
     def _prepare(self) -> None:
         """Give a state to every parameter that may train and has none."""
         for ordinal, (param, group) in enumerate(self._params()):
-            if param.grad is not None and param.grad.layout != torch.strided:
-                raise RuntimeError(f"gradients must be dense, got {param.grad.layout}")
+            options.check_grad(param)
             entry = self.state.get(param)
             if entry is None:
                 if param.requires_grad or param.grad is not None:
+                    options.check_shape(param, self._shapes)
                     self.state[param] = state.allocate(param, group, ordinal)
                     self._pending[param] = 0.0
             elif group["momentum"] != 0 and "momentum_buffer" not in entry:
@@ -246,70 +298,3 @@ class SGDSaI(Optimizer):
                 entry.update(state.momentum(param, group))
                 entry["scale"].abs_().neg_()
                 self._pending[param] = -entry["scale"].item()
-
-    def _begin(self) -> set[Tensor]:
-        """Calibrate the blocks that can be; return those that begin at this step."""
-        if not self._pending:
-            return set()
-        params, candidates = [], []
-        for param, group in self._params():
-            preset = self._pending.get(param)
-            if preset is not None and param.grad is not None:
-                scale = self.state[param]["scale"]
-                params.append(param)
-                candidates.append(Candidate(param.grad, group, scale, preset))
-        if not candidates:
-            return set()
-        begins = begin(candidates, self.param_groups)
-        begun = {p for p, now in zip(params, begins, strict=True) if now}
-        for param in begun:
-            del self._pending[param]
-        return begun
-
-    def _update(
-        self, group: dict[str, Any], execution: Execution, begun: set[Tensor]
-    ) -> None:
-        """Update the blocks of a group that have a gradient."""
-        starting, running, waiting = [], [], []
-        for param in group["params"]:
-            if param.grad is None:
-                continue
-            block = _block(param, param.grad, self.state[param])
-            if param in self._pending:
-                waiting.append(block)
-            else:
-                (starting if param in begun else running).append(block)
-        _advance(starting + running + waiting)
-        # A moving average of weight 1 starts the momentum: m = g.
-        for blocks, momentum in ((starting, 0.0), (running, group["momentum"])):
-            if blocks:
-                execution(blocks, _coefficients(group, momentum))
-        decay(waiting, _coefficients(group, group["momentum"]))
-
-
-def _block(param: Tensor, grad: Tensor, entry: dict[str, Tensor]) -> Block:
-    return Block(
-        param,
-        grad,
-        entry.get("momentum_buffer"),
-        entry["scale"],
-        entry.get("rounding_seed"),
-        entry.get("momentum_scale"),
-    )
-
-
-def _advance(blocks: list[Block]) -> None:
-    """Give blocks that round stochastically new noise."""
-    seeds = [b.rounding_seed for b in blocks if b.rounding_seed is not None]
-    if seeds:
-        torch._foreach_add_(seeds, 1)
-
-
-def _coefficients(group: dict[str, Any], momentum: float) -> Coefficients:
-    lr = group["lr"]
-    return Coefficients(
-        lr=lr.squeeze() if isinstance(lr, Tensor) else lr,
-        momentum=momentum,
-        weight_decay=group["weight_decay"],
-        maximize=group["maximize"],
-    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,27 @@ from torch import Tensor
 
 from .scaling import NAMES
 
-STATE_DTYPES = (None, torch.float32, torch.bfloat16, torch.int8, "int4")
+# By the names that groups keep: distributed checkpoints refuse a torch.dtype.
+_DTYPE_NAMES = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.int8: "int8",
+}
+STATE_DTYPES = (*_DTYPE_NAMES.values(), "int4")
+
+
+def state_dtype_name(state_dtype: object) -> object:
+    """Return the name under which a group keeps its state dtype.
+
+    Args:
+        state_dtype: what the user gave.
+
+    Returns:
+        A name of :data:`STATE_DTYPES`, or what was given where it has none.
+    """
+    if isinstance(state_dtype, torch.dtype):
+        return _DTYPE_NAMES.get(state_dtype, state_dtype)
+    return state_dtype
 
 
 def check(options: Mapping[str, Any]) -> None:
@@ -32,7 +52,7 @@ def check(options: Mapping[str, Any]) -> None:
     if not callable(scaling) and scaling not in NAMES:
         names = ", ".join(repr(name) for name in NAMES)
         raise ValueError(f"scaling must be one of {names} or callable, got {scaling!r}")
-    if options["state_dtype"] not in STATE_DTYPES:
+    if options["state_dtype"] not in (None, *STATE_DTYPES):
         raise ValueError(
             "state_dtype must be None, torch.float32, torch.bfloat16, torch.int8 or "
             "'int4', "
@@ -53,6 +73,7 @@ def check_param(param: Tensor, options: Mapping[str, Any]) -> None:
         options: its group's options by name.
 
     Raises:
+        RuntimeError: FSDP1 flattened several parameters into this one.
         TypeError: the parameter is complex, sparse or not of floating point.
         ValueError: `stochastic_rounding` is True for a float16 parameter.
     """
@@ -61,10 +82,50 @@ def check_param(param: Tensor, options: Mapping[str, Any]) -> None:
             "params must be dense real tensors of floating point, "
             f"got {param.dtype} with layout {param.layout}"
         )
+    if getattr(param, "_is_flat_param", False):
+        raise RuntimeError(
+            "params must be whole parameters, got a flattened one, in which the blocks "
+            "are lost: wrap the model with FullyShardedDataParallel("
+            "use_orig_params=True), or with fully_shard"
+        )
     if options["stochastic_rounding"] and param.dtype == torch.float16:
         raise ValueError(
             "stochastic_rounding must be None or False for float16 parameters, got True"
         )
+
+
+def check_shape(param: Tensor, given: Container[torch.Size]) -> None:
+    """Check that a parameter is one of the blocks that the optimizer was given.
+
+    Trainers that flatten parameters put one long tensor in the place of many blocks, or
+    a part of it, after the optimizer is made.
+
+    Args:
+        param: a parameter that has no state yet.
+        given: the shapes of the parameters that were given.
+
+    Raises:
+        RuntimeError: no block has this shape.
+    """
+    if param.shape not in given:
+        raise RuntimeError(
+            "params must keep the shapes that the optimizer was given, got "
+            f"{tuple(param.shape)}: a flattened tensor has lost its blocks, and new "
+            "parameters come through add_param_group"
+        )
+
+
+def check_grad(param: Tensor) -> None:
+    """Check that the optimizer can read a parameter's gradient.
+
+    Args:
+        param: the parameter, with or without a gradient.
+
+    Raises:
+        RuntimeError: the gradient is sparse.
+    """
+    if param.grad is not None and param.grad.layout != torch.strided:
+        raise RuntimeError(f"gradients must be dense, got {param.grad.layout}")
 
 
 def _check_lr(lr: object) -> None:

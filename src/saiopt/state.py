@@ -23,11 +23,13 @@ import torch
 from torch import Tensor
 
 from .low_bit import buffer_shape, code_of, scale_shape
+from .sharding import hold_whole_groups, zeros_beside
 
 # Smaller blocks keep their momentum in float32, and so do those of one dimension:
 # together they are hardly any memory, and they are the sensitive ones.
 _SMALLEST_CODED = 4096
-_STORED_AS: dict[object, torch.dtype] = {torch.int8: torch.int8, "int4": torch.uint8}
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CODE_DTYPES = {"int8": torch.int8, "int4": torch.uint8}
 
 
 def allocate(
@@ -67,28 +69,32 @@ def momentum(param: Tensor, options: Mapping[str, Any]) -> dict[str, Tensor]:
         `momentum_scale` where it does.
     """
     dtype = _momentum_dtype(param, options)
-    if dtype not in _STORED_AS.values():
-        return {"momentum_buffer": torch.zeros_like(param, dtype=dtype)}
+    if dtype not in _CODE_DTYPES.values():
+        buffer = torch.zeros_like(
+            param, dtype=dtype, memory_format=torch.preserve_format
+        )
+        return {"momentum_buffer": buffer}
     code, cols = code_of(dtype), math.prod(param.shape[1:])
-    shape = param.shape
-    if code.bits == 4:
-        shape = buffer_shape(code, param.shape[0], cols)
+    packed = buffer_shape(code, param.shape[0], cols)
     scales = scale_shape(code, param.shape[0], cols)
     return {
-        "momentum_buffer": torch.zeros(shape, dtype=dtype, device=param.device),
-        "momentum_scale": torch.zeros(
-            scales, dtype=torch.bfloat16, device=param.device
+        "momentum_buffer": zeros_beside(
+            param, param.shape if code.bits == 8 else packed, dtype
         ),
+        "momentum_scale": zeros_beside(param, scales, torch.bfloat16),
     }
 
 
 def _momentum_dtype(param: Tensor, options: Mapping[str, Any]) -> torch.dtype:
     asked = options["state_dtype"]
-    if asked not in _STORED_AS:
-        return asked or param.dtype
+    if asked not in _CODE_DTYPES:
+        return _DTYPES.get(asked, param.dtype)
     if param.dim() < 2 or param.numel() < _SMALLEST_CODED:
         return torch.float32
-    return _STORED_AS[asked]
+    code_dtype = _CODE_DTYPES[asked]
+    if not hold_whole_groups(param, code_of(code_dtype).group_size):
+        return torch.float32
+    return code_dtype
 
 
 def _rounds_stochastically(param: Tensor, options: Mapping[str, Any]) -> bool:

@@ -2,6 +2,6 @@
 
 from .blocks import Block, Coefficients
 from .choice import Execution, choose
-from .reference import decay
+from .reference import advance, decay
 
-__all__ = ["Block", "Coefficients", "Execution", "choose", "decay"]
+__all__ = ["Block", "Coefficients", "Execution", "advance", "choose", "decay"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -43,6 +44,26 @@ class Coefficients(NamedTuple):
     momentum: float
     weight_decay: float
     maximize: bool
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any], *, starting: bool) -> Coefficients:
+        """Read the numbers of a param group.
+
+        Args:
+            group: the param group.
+            starting: whether the blocks take their first step. Then the moving average
+                has weight 1: m = g.
+
+        Returns:
+            The coefficients.
+        """
+        lr = group["lr"]
+        return cls(
+            lr=lr.squeeze() if isinstance(lr, Tensor) else lr,
+            momentum=0.0 if starting else group["momentum"],
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+        )
 
     @property
     def shrink(self) -> float | Tensor:

@@ -64,6 +64,17 @@ def decay(blocks: Sequence[Block], coefficients: Coefficients) -> None:
             _store(stored, decayed, _noise(block, tile, stored))
 
 
+def advance(blocks: Sequence[Block]) -> None:
+    """Give blocks that round stochastically new noise, once a step.
+
+    Args:
+        blocks: the tensors; only the rounding seeds change.
+    """
+    seeds = [b.rounding_seed for b in blocks if b.rounding_seed is not None]
+    if seeds:
+        torch._foreach_add_(seeds, 1)
+
+
 def computes_in_place(block: Block) -> bool:
     """Tell whether one dtype serves for both storage and arithmetic.
 

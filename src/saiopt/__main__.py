@@ -1,0 +1,7 @@
+"""``python -m saiopt``."""
+
+import sys
+
+from saiopt.cli import main
+
+sys.exit(main())

@@ -1,0 +1,21 @@
+"""``saiopt recipes``."""
+
+import dataclasses
+
+from saiopt.cli.output import new_console
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipes:
+    """List what can be trained, with the learning rates that were found for it."""
+
+    def __call__(self) -> None:
+        """Print the tables."""
+        from saiopt.lab.recipe_table import lr_table, recipe_table
+        from saiopt.lab.recipes import RECIPES
+
+        recipes = {name: build() for name, build in RECIPES.items()}
+        console = new_console()
+        console.print(recipe_table(recipes))
+        console.print()
+        console.print(lr_table(recipes.values()))

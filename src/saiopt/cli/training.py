@@ -1,0 +1,185 @@
+"""What every command that trains has in common."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
+
+from tyro.conf import Positional, arg
+
+from saiopt.cli.refusal import LostError, RefusalError, refusing, require_writable
+
+if TYPE_CHECKING:
+    import torch
+
+    from saiopt.lab.loop import Observer
+    from saiopt.lab.ranks import Ranks
+    from saiopt.lab.recipe import Recipe
+    from saiopt.lab.run import Run
+    from saiopt.lab.task import Task
+
+_T = TypeVar("_T")
+Work: TypeAlias = (
+    "Callable[[Sequence[Run], Task, Path, torch.device, Observer, Ranks], _T]"
+)
+
+_OF_THE_RECIPE = "(default: the recipe's)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Train.
+
+    Args:
+        recipe: A name that 'saiopt recipes' lists.
+        steps: Optimizer steps.
+        set: Fields of the recipe, such as clip_norm=0.5 or task.n_layer=2.
+        runs_dir: Keeps the runs: a finished one is reused, an interrupted one goes on.
+        device: Where to train.
+        strategy: How processes that torchrun starts share a model.
+        threads: CPU threads; a run's last bits depend on them.
+        json: Print JSON only; progress goes to stderr.
+    """
+
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE", help_behavior_hint="")]
+    steps: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint=_OF_THE_RECIPE)
+    ] = None
+    set: Annotated[
+        tuple[str, ...],
+        arg(metavar="NAME=VALUE ...", help_behavior_hint=_OF_THE_RECIPE),
+    ] = ()
+    runs_dir: Annotated[Path, arg(metavar="FOLDER")] = Path("runs")
+    device: Annotated[
+        Literal["cpu", "cuda"] | None,
+        arg(metavar="cpu|cuda", help_behavior_hint="(default: cuda if there is one)"),
+    ] = None
+    strategy: Annotated[
+        Literal["ddp", "fsdp2"] | None,
+        arg(metavar="ddp|fsdp2", help_behavior_hint="(default: ddp under torchrun)"),
+    ] = None
+    threads: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: torch's choice)")
+    ] = None
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+
+
+def recipe_of(options: Training) -> "Recipe":
+    """Return the recipe with the user's fields.
+
+    Args:
+        options: Of the command.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        RefusalError: If there is no such recipe or field, or a value is bad.
+    """
+    from saiopt.lab.recipe import override
+    from saiopt.lab.recipes import get_recipe
+
+    settings = pairs("set", options.set)
+    if options.steps is not None:
+        settings["steps"] = str(options.steps)
+    with refusing(ValueError):
+        return override(get_recipe(options.recipe), settings)
+
+
+def single_run(options: Training, optimizer: str, seed: int, lr: float | None) -> "Run":
+    """Plan one run.
+
+    Args:
+        options: Of the command.
+        optimizer: Its name.
+        seed: Of the run.
+        lr: Instead of the recipe's.
+
+    Returns:
+        The run.
+
+    Raises:
+        RefusalError: If an argument is bad.
+    """
+    # Before the imports, so that a wrong name is answered at once.
+    recipe = recipe_of(options)
+    from saiopt.lab.compare import plan
+
+    with refusing(ValueError):
+        lrs = {} if lr is None else {optimizer: lr}
+        return plan(recipe, [optimizer], [seed], lrs)[0]
+
+
+def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") -> _T:
+    """Check everything that can be checked before training, then train.
+
+    Args:
+        options: Of the command.
+        runs: Of one recipe.
+        work: Trains the runs.
+
+    Returns:
+        What ``work`` returns.
+
+    Raises:
+        RefusalError: If data, device, folder or a run in it are not as they must be.
+    """
+    from rich.console import Console
+
+    from saiopt.lab.compare import prepare
+    from saiopt.lab.progress import display
+    from saiopt.lab.ranks import together
+    from saiopt.lab.run_folder import RunFolderError
+
+    device = _device(options)
+    with (
+        refusing(ConnectionError, to=LostError),
+        refusing(ValueError, FileNotFoundError, RunFolderError),
+        together(options.strategy, device, runs[0].recipe.batch_size) as ranks,
+    ):
+        task = prepare(runs)
+        ranks.on_first(lambda: require_writable(options.runs_dir))
+        # Only the first process speaks; the others end here when all is done.
+        console = Console(stderr=options.json, quiet=not ranks.is_first)
+        with display(runs, console) as observe:
+            result = work(runs, task, options.runs_dir, device, observe, ranks)
+    if not ranks.is_first:
+        raise SystemExit(0)
+    return result
+
+
+def pairs(name: str, texts: Sequence[str]) -> dict[str, str]:
+    """Split ``name=value`` arguments.
+
+    Args:
+        name: Of the option, for the message.
+        texts: The option's values.
+
+    Returns:
+        Value by name.
+
+    Raises:
+        RefusalError: If one is not of that form or names what another names.
+    """
+    result: dict[str, str] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if not key or not value or key in result:
+            raise RefusalError(
+                f"{name} must be given as name=value, each name once, got {text}"
+            )
+        result[key] = value
+    return result
+
+
+def _device(options: Training) -> "torch.device":
+    import torch
+
+    if options.threads is not None:
+        if options.threads < 1:
+            raise RefusalError(f"threads must be at least 1, got {options.threads}")
+        torch.set_num_threads(options.threads)
+    has_cuda = torch.cuda.is_available()
+    if options.device == "cuda" and not has_cuda:
+        raise RefusalError("device must be cpu where there is no CUDA, got cuda")
+    return torch.device(options.device or ("cuda" if has_cuda else "cpu"))

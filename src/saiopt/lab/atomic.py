@@ -1,0 +1,50 @@
+"""Files that are there whole or not at all."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Replace a file by a new one, or leave it as it was.
+
+    Whenever the process or the machine stops, ``path`` holds the old bytes or the new
+    ones.
+
+    Args:
+        path: File to write; its folder exists.
+        write: Gets the open temporary file beside ``path``.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON atomically.
+
+    Args:
+        path: File to write.
+        value: JSON types; a number that is not finite raises.
+    """
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring a folder's entries to the disk.
+
+    Args:
+        folder: The folder in which a file was created or replaced.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,250 @@
+"""Several optimizers on the same model, data order and seeds."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saiopt.analysis.curves import Curve, plot_curves
+from saiopt.lab.atomic import write_json
+from saiopt.lab.intervals import Estimate, estimate
+from saiopt.lab.loop import Observer
+from saiopt.lab.optimizers import get_optimizer
+from saiopt.lab.outcome import Outcome, carry_out
+from saiopt.lab.ranks import ALONE, Ranks
+from saiopt.lab.recipe import Recipe
+from saiopt.lab.run import Run, identity_hash
+from saiopt.lab.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One optimizer over all seeds.
+
+    Args:
+        optimizer: Its name.
+        lr: Peak learning rate.
+        weight_decay: λ of the optimizer.
+        metric: Over the seeds that did not diverge; None if all did.
+        diverged: Step of divergence by seed.
+        state_bytes_per_parameter: Measured on the optimizer after a step.
+        step_seconds: Median over seeds of the runs' median ``step()``.
+        total_seconds: Sum over seeds.
+    """
+
+    optimizer: str
+    lr: float
+    weight_decay: float
+    metric: Estimate | None
+    diverged: Mapping[int, int]
+    state_bytes_per_parameter: float
+    step_seconds: float
+    total_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What ``compare`` found.
+
+    Args:
+        recipe: Of all runs.
+        outcomes: One per run.
+        rows: One per optimizer, in the order in which they were asked for.
+        folder: Where table and plot are kept.
+    """
+
+    recipe: Recipe
+    outcomes: Sequence[Outcome]
+    rows: Sequence[Row]
+    folder: Path
+
+
+def plan(
+    recipe: Recipe,
+    optimizers: Sequence[str],
+    seeds: Sequence[int],
+    lrs: Mapping[str, float],
+) -> list[Run]:
+    """List the runs of a comparison, seed by seed.
+
+    Args:
+        recipe: What is trained.
+        optimizers: Names, each once.
+        seeds: Each once.
+        lrs: Learning rates instead of the recipe's, by optimizer.
+
+    Returns:
+        One run per optimizer and seed.
+
+    Raises:
+        ValueError: If a name is unknown, a value comes twice, or a learning rate is
+            missing or out of range.
+    """
+    for name, values in (("optimizers", optimizers), ("seeds", seeds)):
+        if not values or len(set(values)) < len(values):
+            listed = " ".join(map(str, values)) or "none"
+            raise ValueError(f"{name} must be given each once, got {listed}")
+    for name in lrs:
+        if name not in optimizers:
+            raise ValueError(f"lr must name one of {', '.join(optimizers)}, got {name}")
+    for name in optimizers:
+        get_optimizer(name)
+    table = {**recipe.lrs, **lrs}
+    return [
+        Run(recipe, optimizer, _lr(table, optimizer), seed)
+        for seed in seeds
+        for optimizer in optimizers
+    ]
+
+
+def prepare(runs: Sequence[Run]) -> Task:
+    """Load the task of some runs and see that it has a model and a batch for them.
+
+    Args:
+        runs: Of one recipe.
+
+    Returns:
+        The task.
+
+    Raises:
+        FileNotFoundError: If the data is not on this machine.
+        ValueError: If the task's sizes do not fit its data.
+    """
+    task = runs[0].recipe.task.load()
+    task.batch(runs[0].seed, 0, runs[0].recipe.batch_size)
+    with torch.device("meta"):
+        task.build_model(runs[0].seed)
+    return task
+
+
+def compare(
+    runs: Sequence[Run],
+    task: Task,
+    runs_dir: Path,
+    device: torch.device,
+    observe: Observer,
+    ranks: Ranks = ALONE,
+) -> Comparison:
+    """Train all runs that are not finished and put them side by side.
+
+    Args:
+        runs: Of one recipe.
+        task: Of that recipe, from :func:`prepare`.
+        runs_dir: Where run folders live.
+        device: Where they train.
+        observe: Told of every step.
+        ranks: The processes that train each run together; the first one writes.
+
+    Returns:
+        The comparison; ``comparison.json`` in its folder holds its rows.
+
+    Raises:
+        RunFolderError: If a run's folder is damaged or in use.
+    """
+    outcomes = [carry_out(run, task, runs_dir, device, observe, ranks) for run in runs]
+    comparison = Comparison(
+        runs[0].recipe, outcomes, summarize(outcomes), _folder(outcomes, runs_dir)
+    )
+    ranks.on_first(lambda: _write(comparison))
+    return comparison
+
+
+def summarize(outcomes: Sequence[Outcome]) -> list[Row]:
+    """Put the seeds of each optimizer together.
+
+    Args:
+        outcomes: Of one recipe, with the same seeds for every optimizer.
+
+    Returns:
+        One row per optimizer, in the order of their first outcome.
+    """
+    by_optimizer: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        by_optimizer.setdefault(outcome.run.optimizer, []).append(outcome)
+    return [_row(group) for group in by_optimizer.values()]
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """Return rows and runs of a comparison as JSON types.
+
+    Args:
+        comparison: To be written.
+
+    Returns:
+        Recipe, metric, rows and one entry per run.
+    """
+    metric = comparison.recipe.metric
+    return {
+        "recipe": comparison.recipe.name,
+        "metric": dataclasses.asdict(metric),
+        "rows": [dataclasses.asdict(row) for row in comparison.rows],
+        "runs": [
+            {
+                "folder": outcome.folder,
+                "optimizer": outcome.run.optimizer,
+                "seed": outcome.run.seed,
+                "lr": outcome.run.lr,
+                **outcome.result,
+            }
+            for outcome in comparison.outcomes
+        ],
+        "folder": str(comparison.folder),
+    }
+
+
+def _write(comparison: Comparison) -> None:
+    comparison.folder.mkdir(exist_ok=True)
+    write_json(comparison.folder / "comparison.json", as_json(comparison))
+    _plot(comparison)
+
+
+def _plot(comparison: Comparison) -> None:
+    curves: dict[str, list[Curve]] = {}
+    for outcome in comparison.outcomes:
+        curves.setdefault(outcome.run.optimizer, []).append(outcome.curve)
+    paths = [comparison.folder / f"curves.{suffix}" for suffix in ("png", "svg")]
+    recipe = comparison.recipe
+    seeds = [outcome.run.seed for outcome in comparison.outcomes]
+    count = len(set(seeds))
+    title = f"{recipe.name}, " + (
+        f"mean of {count} seeds" if count > 1 else f"seed {seeds[0]}"
+    )
+    plot_curves(curves, title, recipe.metric.label, paths)
+
+
+def _lr(table: Mapping[str, float], optimizer: str) -> float:
+    if optimizer not in table:
+        raise ValueError(
+            f"lr must be given for {optimizer}, for which the recipe has none "
+            f"(it has {', '.join(table)})"
+        )
+    return table[optimizer]
+
+
+def _folder(outcomes: Sequence[Outcome], runs_dir: Path) -> Path:
+    digest = identity_hash([outcome.folder for outcome in outcomes])
+    return runs_dir / f"compare-{outcomes[0].run.recipe.name}-{digest}"
+
+
+def _row(group: Sequence[Outcome]) -> Row:
+    values = [outcome.value for outcome in group if outcome.value is not None]
+    results = [outcome.result for outcome in group]
+    steps = sorted(result["step_seconds"]["median"] for result in results)
+    return Row(
+        optimizer=group[0].run.optimizer,
+        lr=group[0].run.lr,
+        weight_decay=group[0].run.weight_decay,
+        metric=estimate(values) if values else None,
+        diverged={
+            outcome.run.seed: outcome.result["step"]
+            for outcome in group
+            if outcome.result["status"] == "diverged"
+        },
+        state_bytes_per_parameter=(
+            results[0]["state_bytes"] / results[0]["num_parameters"]
+        ),
+        step_seconds=steps[len(steps) // 2],
+        total_seconds=sum(result["total_seconds"] for result in results),
+    )

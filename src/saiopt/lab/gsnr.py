@@ -1,0 +1,93 @@
+"""A training run that measures g-SNR as it goes."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from saiopt.analysis.gsnr import GSNRRow
+from saiopt.analysis.gsnr_plot import plot_gsnr
+from saiopt.lab.atomic import write_json
+from saiopt.lab.loop import Observer
+from saiopt.lab.outcome import carry_out
+from saiopt.lab.ranks import ALONE, Ranks
+from saiopt.lab.run import Run
+from saiopt.lab.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What was measured.
+
+    Args:
+        rows: One per block and measured step.
+        folder: The run's folder, which also has plot and rows.
+    """
+
+    rows: Sequence[GSNRRow]
+    folder: Path
+
+
+def measure_gsnr(
+    run: Run,
+    task: Task,
+    runs_dir: Path,
+    device: torch.device,
+    observe: Observer,
+    ranks: Ranks = ALONE,
+) -> Measured:
+    """Train a run and collect the g-SNR that its log holds.
+
+    Args:
+        run: With ``gsnr_every`` > 0.
+        task: Of the run's recipe.
+        runs_dir: Where run folders live.
+        device: Where it trains.
+        observe: Told of every step.
+        ranks: The processes that train together; the first one writes.
+
+    Returns:
+        The rows; ``gsnr.json``, ``gsnr.png`` and ``gsnr.svg`` are in the folder.
+
+    Raises:
+        RunFolderError: If the run's folder is damaged or in use.
+    """
+    outcome = carry_out(run, task, runs_dir, device, observe, ranks)
+    rows = [
+        GSNRRow(**{**row, "gsnr": math.nan if row["gsnr"] is None else row["gsnr"]})
+        for line in outcome.log
+        for row in line.get("gsnr", [])
+    ]
+    measured = Measured(rows, runs_dir / outcome.folder)
+    ranks.on_first(lambda: _write(measured, run))
+    return measured
+
+
+def _write(measured: Measured, run: Run) -> None:
+    title = f"{run.recipe.name} trained with {run.optimizer}"
+    paths = [measured.folder / f"gsnr.{suffix}" for suffix in ("png", "svg")]
+    plot_gsnr(measured.rows, paths, title)
+    write_json(measured.folder / "gsnr.json", rows_as_json(measured.rows))
+
+
+def rows_as_json(rows: Sequence[GSNRRow]) -> list[dict[str, str | int | float | None]]:
+    """Return rows as JSON types, NaN as null.
+
+    Args:
+        rows: To be written.
+
+    Returns:
+        The rows with their ratio to √n.
+    """
+    return [
+        {
+            "block": row.block,
+            "numel": row.numel,
+            "step": row.step,
+            "gsnr": row.gsnr if math.isfinite(row.gsnr) else None,
+            "ratio": row.ratio if math.isfinite(row.ratio) else None,
+        }
+        for row in rows
+    ]

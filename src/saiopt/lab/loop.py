@@ -1,0 +1,213 @@
+"""The training loop: nothing stands between it and ``optimizer.step()``."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from saiopt.analysis.gsnr import GSNRProbe
+from saiopt.lab import checkpoint
+from saiopt.lab.environment import deterministic
+from saiopt.lab.optimizers import get_optimizer, state_bytes
+from saiopt.lab.ranks import ALONE, Ranks, whole
+from saiopt.lab.run import Run
+from saiopt.lab.run_folder import RunFolder
+from saiopt.lab.schedules import lr_factor
+from saiopt.lab.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What a run tells whoever watches it.
+
+    Args:
+        run: The run.
+        step: Finished steps.
+        loss: Of the step that has just been made.
+        metrics: Of the evaluation that has just been made.
+        status: ``"started"`` (``step`` > 0 on a resume), ``"training"``,
+            ``"finished"``, ``"diverged"`` or ``"reused"``.
+    """
+
+    run: Run
+    step: int
+    loss: float | None = None
+    metrics: dict[str, float] | None = None
+    status: str = "training"
+
+
+Observer = Callable[[Progress], None]
+
+
+def train(
+    run: Run,
+    task: Task,
+    folder: RunFolder,
+    device: torch.device,
+    observe: Observer,
+    ranks: Ranks = ALONE,
+) -> dict[str, Any]:
+    """Train a run to its end, from its last checkpoint if it has one.
+
+    Args:
+        run: What is trained.
+        task: Model and data of the run's recipe.
+        folder: Where it is recorded.
+        device: Where it trains.
+        observe: Called after every step and evaluation.
+        ranks: The processes that train together.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        RunFolderError: If the folder is damaged or in use.
+    """
+    with folder.locked(), deterministic():
+        result = folder.result()
+        if result is not None:
+            observe(Progress(run, result["step"], None, result["metrics"], "reused"))
+            return result
+        return _Session(run, task, folder, device, observe, ranks).run_to_end()
+
+
+class _Session:
+    def __init__(
+        self,
+        run: Run,
+        task: Task,
+        folder: RunFolder,
+        device: torch.device,
+        observe: Observer,
+        ranks: Ranks,
+    ) -> None:
+        self.run, self.recipe, self.task = run, run.recipe, task
+        self.folder, self.device, self.observe = folder, device, observe
+        self.ranks = ranks
+        self.model = task.build_model(run.seed).to(device)
+        self.spread = ranks.spread(self.model)
+        spec = get_optimizer(run.optimizer)
+        self.optimizer = spec.build(
+            self.model, run.lr, run.weight_decay, **spec.settings
+        )
+        self.probe = GSNRProbe(self.model) if run.gsnr_every else None
+        self.step = 0
+        self.started = time.perf_counter()
+        self._resume()
+
+    def run_to_end(self) -> dict[str, Any]:
+        self.observe(Progress(self.run, self.step, status="started"))
+        metrics: dict[str, float] = {}
+        while True:
+            if self.step % self.recipe.eval_every == 0 or self._is_over():
+                metrics = self._evaluate()
+            if self._is_over():
+                finite = all(math.isfinite(value) for value in metrics.values())
+                return self._finish("finished" if finite else "diverged", metrics)
+            loss = self._train_step()
+            if not math.isfinite(loss):
+                return self._finish("diverged", {})
+            if self.step % self.recipe.checkpoint_every == 0:
+                self._checkpoint()
+
+    def _is_over(self) -> bool:
+        return self.step == self.recipe.steps
+
+    def _train_step(self) -> float:
+        self.model.train()
+        lr = self._set_lr()
+        batch = self.task.batch(self.run.seed, self.step, self.recipe.batch_size)
+        batch = self.ranks.share(batch)
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        self.optimizer.zero_grad()
+        loss = self.task.loss(self.spread, batch)
+        loss.backward()
+        line = {"step": self.step, "lr": lr, "loss": self.ranks.mean(loss)}
+        if self.probe is not None and self._is_probed():
+            rows = self.probe.record(self.step)
+            line["gsnr"] = [dataclasses.asdict(row) for row in rows]
+        line["grad_norm"] = self._clip()
+        line["step_seconds"] = self._timed_step()
+        self.folder.append(line)
+        self.step += 1
+        self.observe(Progress(self.run, self.step, line["loss"]))
+        return line["loss"]
+
+    def _is_probed(self) -> bool:
+        last = self.step == self.recipe.steps - 1
+        return last or self.step % self.run.gsnr_every == 0
+
+    def _set_lr(self) -> float:
+        warmup_steps = int(self.recipe.warmup_fraction * self.recipe.steps)
+        lr = self.run.lr * lr_factor(
+            self.recipe.schedule, self.step, self.recipe.steps, warmup_steps
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _clip(self) -> float:
+        limit = self.recipe.clip_norm or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        return whole(norm).item()
+
+    def _timed_step(self) -> float:
+        self._synchronize()
+        start = time.perf_counter()
+        self.optimizer.step()
+        self._synchronize()
+        return time.perf_counter() - start
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _evaluate(self) -> dict[str, float]:
+        self.model.eval()
+        metrics = self.task.evaluate(self.model)
+        self.folder.append({"step": self.step, "metrics": metrics})
+        self.observe(Progress(self.run, self.step, None, metrics))
+        return metrics
+
+    def _resume(self) -> None:
+        if not self.folder.checkpoint.exists():
+            self.folder.truncate_log(0)
+            return
+        position = checkpoint.load(self.folder.checkpoint, self.model, self.optimizer)
+        self.folder.truncate_log(position.log_bytes)
+        self.step = position.step
+        self.started -= position.elapsed_seconds
+
+    def _checkpoint(self) -> None:
+        position = checkpoint.Position(
+            self.step, self.folder.log_bytes(), time.perf_counter() - self.started
+        )
+        checkpoint.save(
+            self.folder.checkpoint, self.model, self.optimizer, position, self.ranks
+        )
+
+    def _finish(self, status: str, metrics: dict[str, float]) -> dict[str, Any]:
+        self.ranks.on_first(lambda: self.folder.finish(self._result(status, metrics)))
+        result = self.folder.result() or {}
+        self.observe(Progress(self.run, self.step, None, result["metrics"], status))
+        return result
+
+    def _result(self, status: str, metrics: dict[str, float]) -> dict[str, Any]:
+        seconds = sorted(
+            line["step_seconds"] for line in self.folder.log() if "step_seconds" in line
+        )
+        return {
+            "status": status,
+            "step": self.step,
+            "metrics": metrics if status == "finished" else {},
+            "num_parameters": sum(p.numel() for p in self.model.parameters()),
+            "state_bytes": state_bytes(self.optimizer),
+            "step_seconds": {
+                name: seconds[int(share * (len(seconds) - 1))]
+                for name, share in (("p10", 0.1), ("median", 0.5), ("p90", 0.9))
+            },
+            "total_seconds": time.perf_counter() - self.started,
+        }

@@ -1,0 +1,82 @@
+"""A run from its plan to its end."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saiopt.lab.environment import environment, numerics
+from saiopt.lab.loop import Observer, train
+from saiopt.lab.ranks import ALONE, Ranks
+from saiopt.lab.run import Run
+from saiopt.lab.run_folder import FollowedFolder, RunFolder
+from saiopt.lab.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A run that has ended, and its folder.
+
+    Args:
+        run: What was trained.
+        folder: Name of the run's folder.
+        result: The content of ``result.json``.
+        log: The lines of ``log.jsonl``.
+    """
+
+    run: Run
+    folder: str
+    result: Mapping[str, Any]
+    log: Sequence[Mapping[str, Any]]
+
+    @property
+    def curve(self) -> list[tuple[int, float]]:
+        """Steps and values of the recipe's metric, as far as they are finite."""
+        values = ((line["step"], self._metric_of(line)) for line in self.log)
+        return [(step, value) for step, value in values if value is not None]
+
+    @property
+    def value(self) -> float | None:
+        """The metric at the end, None of a diverged run."""
+        return self._metric_of(self.result)
+
+    def _metric_of(self, line: Mapping[str, Any]) -> float | None:
+        return line.get("metrics", {}).get(self.run.recipe.metric.name)
+
+
+def carry_out(
+    run: Run,
+    task: Task,
+    runs_dir: Path,
+    device: torch.device,
+    observe: Observer,
+    ranks: Ranks = ALONE,
+) -> Outcome:
+    """Train a run, go on with it, or read it if it is finished.
+
+    Args:
+        run: What is trained.
+        task: Model and data of the run's recipe.
+        runs_dir: Where run folders live.
+        device: Where it trains.
+        observe: Told of every step.
+        ranks: The processes that train together.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        RunFolderError: If the run's folder is damaged or in use.
+    """
+    name = run.folder_name(numerics(device, task.fingerprint))
+    origin = {
+        **environment(device, task.fingerprint),
+        "ranks": ranks.count,
+        "strategy": ranks.strategy,
+    }
+    created = ranks.on_first(lambda: RunFolder(runs_dir / name, run.describe(), origin))
+    folder = created or FollowedFolder(runs_dir / name)
+    result = train(run, task, folder, device, observe, ranks)
+    return Outcome(run, name, result, folder.log())

@@ -1,0 +1,226 @@
+"""The processes that train one run together, and how the model lies on them."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeAlias, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from saiopt.lab.task import Batch
+
+Strategy: TypeAlias = Literal["ddp", "fsdp2"]
+_T = TypeVar("_T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """Where this process stands among those that train a run.
+
+    Args:
+        rank: This process, from 0.
+        count: Number of processes.
+        strategy: ``"ddp"`` or ``"fsdp2"``; None for one process alone.
+    """
+
+    rank: int = 0
+    count: int = 1
+    strategy: Strategy | None = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes files and speaks to the user."""
+        return self.rank == 0
+
+    def on_first(self, action: Callable[[], _T]) -> _T | None:
+        """Let the first process act while the others wait.
+
+        Args:
+            action: What only one process may do.
+
+        Returns:
+            What the action returned; None on the other processes.
+
+        Raises:
+            Exception: What the action raised, on every process.
+        """
+        result, error = None, None
+        if self.is_first:
+            try:
+                result = action()
+            except Exception as raised:  # it is raised again below
+                error = raised
+        if self.count > 1:
+            told = [error]
+            dist.broadcast_object_list(told)
+            error = told[0]
+        if error is not None:
+            raise error
+        return result
+
+    def share(self, batch: Batch) -> Batch:
+        """Return this process's part of a global batch.
+
+        Args:
+            batch: With a multiple of ``count`` examples.
+
+        Returns:
+            Every tensor's own rows.
+        """
+        return {name: t.chunk(self.count)[self.rank] for name, t in batch.items()}
+
+    def spread(self, model: nn.Module) -> nn.Module:
+        """Lay a model over the processes.
+
+        Args:
+            model: The same on every process; FSDP2 shards it in place.
+
+        Returns:
+            What to call in its place.
+        """
+        if self.strategy == "ddp":
+            return DistributedDataParallel(model)
+        if self.strategy == "fsdp2":
+            for stack in model.modules():
+                if isinstance(stack, nn.ModuleList):
+                    for layer in stack:
+                        fully_shard(layer)
+            fully_shard(model)
+        return model
+
+    def mean(self, value: Tensor) -> float:
+        """Average a number over the processes.
+
+        Args:
+            value: 0-d tensor.
+
+        Returns:
+            The mean.
+        """
+        total = value.detach().double()
+        if self.count > 1:
+            dist.all_reduce(total)
+        return (total / self.count).item()
+
+
+ALONE = Ranks()
+
+
+def whole(state: _T) -> _T:
+    """Gather the shards in a state_dict, which every process must do together.
+
+    Args:
+        state: Dictionaries and lists of tensors and plain values.
+
+    Returns:
+        The same with whole tensors, as one process alone would have it.
+    """
+    if isinstance(state, DTensor):
+        return cast("_T", state.full_tensor())
+    if isinstance(state, dict):
+        return cast("_T", {key: whole(value) for key, value in state.items()})
+    if isinstance(state, list):
+        return cast("_T", [whole(value) for value in state])
+    return state
+
+
+def load_model(model: nn.Module, state: dict[str, Any]) -> None:
+    """Load whole tensors into a model that may be sharded.
+
+    Args:
+        model: Of any layout.
+        state: What :func:`whole` made of its ``state_dict()``.
+    """
+    held = model.state_dict()
+    model.load_state_dict({k: _like(value, held.get(k)) for k, value in state.items()})
+
+
+def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Load whole tensors into the optimizer of a model that may be sharded.
+
+    Args:
+        optimizer: Of any layout.
+        state: What :func:`whole` made of its ``state_dict()``.
+    """
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    entries = {
+        index: {key: _like(value, params[index]) for key, value in entry.items()}
+        for index, entry in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": entries})
+
+
+@contextlib.contextmanager
+def together(
+    strategy: Strategy | None, device: torch.device, batch_size: int
+) -> Iterator[Ranks]:
+    """Join the processes that torchrun started, and part from them at the end.
+
+    Args:
+        strategy: The user's, None for ``"ddp"`` where there are several processes.
+        device: Where this process trains.
+        batch_size: Examples of a global batch.
+
+    Yields:
+        This process's place.
+
+    Raises:
+        ConnectionError: If another process ends before its time.
+        ValueError: If a strategy is given to one process alone, or the batch cannot be
+            shared evenly.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        if strategy is not None:
+            raise ValueError(
+                "strategy must be left out in one process, start several with "
+                f"torchrun --nproc-per-node 2 -m saiopt ..., got {strategy}"
+            )
+        yield ALONE
+        return
+    if batch_size % count:
+        raise ValueError(
+            f"batch_size must be a multiple of the {count} processes, got {batch_size}"
+        )
+    _start(device)
+    try:
+        yield Ranks(dist.get_rank(), count, strategy or "ddp")
+        # Workers that do not wait for each other may abort at their end.
+        dist.barrier()
+    except RuntimeError as error:
+        if _is_lost_connection(error):
+            raise ConnectionError(
+                "another process of this run has ended; the same command goes on from "
+                "the last checkpoint"
+            ) from error
+        raise
+    dist.destroy_process_group()
+
+
+def _start(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl")
+    else:
+        dist.init_process_group("gloo")
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def _like(value: object, held: object) -> object:
+    """Lay a whole tensor out like another one of its shape."""
+    if not isinstance(value, Tensor) or not isinstance(held, DTensor):
+        return value
+    if value.shape != held.shape:
+        return value
+    local = value.to(held.device)
+    return distribute_tensor(local, held.device_mesh, held.placements)

@@ -1,0 +1,124 @@
+"""One experiment apart from the optimizer and the seed."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saiopt.lab.task import TaskConfig
+
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """The number by which a recipe's optimizers are compared.
+
+    Args:
+        name: Key in what the task's ``evaluate`` returns.
+        label: Name with its unit, for tables and plots.
+        higher_is_better: Whether the best value is the largest.
+    """
+
+    name: str
+    label: str
+    higher_is_better: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A task with its schedule and one tuned learning rate per optimizer.
+
+    Args:
+        name: Name on the command line.
+        description: One line.
+        task: Model and data.
+        metric: What is compared.
+        steps: Optimizer steps.
+        batch_size: Examples per step over all ranks.
+        eval_every: Steps between evaluations; the first and last are always made.
+        checkpoint_every: Steps between checkpoints.
+        schedule: ``"constant"``, ``"linear"`` or ``"cosine"``, the last two to zero.
+        warmup_fraction: Share of the steps with linear warm-up, in [0, 1).
+        clip_norm: Largest global gradient norm; 0 clips nothing.
+        decay_per_step: Share η·λ of a weight that decay takes per step at the peak
+            learning rate η. Each optimizer's ``weight_decay`` λ is this over its
+            learning rate, so that all of them, at all learning rates, decay alike.
+        lrs: Peak learning rate by optimizer name.
+
+    Raises:
+        ValueError: If a field is out of its range.
+    """
+
+    name: str
+    description: str
+    task: "TaskConfig"
+    metric: Metric
+    steps: int
+    batch_size: int
+    eval_every: int
+    checkpoint_every: int
+    schedule: str
+    warmup_fraction: float
+    clip_norm: float
+    decay_per_step: float
+    lrs: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        for field in ("steps", "batch_size", "eval_every", "checkpoint_every"):
+            value = getattr(self, field)
+            if value < 1:
+                raise ValueError(f"{field} must be at least 1, got {value}")
+        for field in ("clip_norm", "decay_per_step"):
+            value = getattr(self, field)
+            if not value >= 0:
+                raise ValueError(f"{field} must be at least 0, got {value}")
+        if not 0 <= self.warmup_fraction < 1:
+            raise ValueError(
+                f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}"
+            )
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule}"
+            )
+
+
+def override(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
+    """Replace fields of a recipe or of its task by values given as text.
+
+    Args:
+        recipe: What to start from.
+        settings: Text by field name, the task's fields as ``task.<field>``.
+
+    Returns:
+        The new recipe.
+
+    Raises:
+        ValueError: If a field is unknown, no number or text, or out of its range.
+    """
+    own = {k: v for k, v in settings.items() if not k.startswith("task.")}
+    of_task = {k[5:]: v for k, v in settings.items() if k.startswith("task.")}
+    task = dataclasses.replace(recipe.task, **_parse(recipe.task, of_task, "task."))
+    return dataclasses.replace(recipe, task=task, **_parse(recipe, own, ""))
+
+
+def _parse(
+    target: "Recipe | TaskConfig", settings: Mapping[str, str], prefix: str
+) -> dict[str, Any]:
+    kinds = {
+        field.name: type(getattr(target, field.name))
+        for field in dataclasses.fields(target)
+        if type(getattr(target, field.name)) in {int, float, str}
+        and field.name not in {"name", "description"}
+    }
+    values: dict[str, Any] = {}
+    for name, text in settings.items():
+        if name not in kinds:
+            names = ", ".join(prefix + kind for kind in kinds)
+            raise ValueError(f"set must name one of {names}, got {prefix}{name}")
+        try:
+            values[name] = kinds[name](text)
+        except ValueError:
+            kind = "a whole number" if kinds[name] is int else "a number"
+            raise ValueError(f"{prefix}{name} must be {kind}, got {text}") from None
+    return values

@@ -1,0 +1,29 @@
+"""The recipes by name; one module per task."""
+
+from collections.abc import Callable
+
+from saiopt.lab.recipe import Recipe
+from saiopt.lab.recipes.gpt_stdlib import gpt_stdlib
+from saiopt.lab.recipes.vit_digits import vit_digits
+
+RECIPES: dict[str, Callable[[], Recipe]] = {
+    "gpt-stdlib": gpt_stdlib,
+    "vit-digits": vit_digits,
+}
+
+
+def get_recipe(name: str) -> Recipe:
+    """Return a recipe by its name.
+
+    Args:
+        name: A key of ``RECIPES``.
+
+    Returns:
+        The recipe as it is published.
+
+    Raises:
+        ValueError: If there is no such recipe.
+    """
+    if name not in RECIPES:
+        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {name}")
+    return RECIPES[name]()

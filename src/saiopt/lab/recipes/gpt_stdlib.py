@@ -1,0 +1,82 @@
+"""Byte-level GPT-2 on CPython's own library source."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from saiopt.lab.recipe import Metric, Recipe
+
+if TYPE_CHECKING:
+    from saiopt.lab.tasks.byte_language_model import ByteLanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class GptStdlib:
+    """A small GPT-2 as transformers builds it, and how much text it is tested on.
+
+    Args:
+        n_embd: Width.
+        n_layer: Transformer blocks.
+        n_head: Attention heads.
+        context: Bytes per example.
+        held_out_examples: Held-out examples per evaluation.
+
+    Raises:
+        ValueError: If the sizes do not fit each other.
+    """
+
+    n_embd: int = 128
+    n_layer: int = 4
+    n_head: int = 4
+    context: int = 128
+    held_out_examples: int = 128
+
+    def __post_init__(self) -> None:
+        if min(dataclasses.astuple(self)) < 1:
+            raise ValueError(f"sizes must be at least 1, got {self}")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                "task.n_embd must be a multiple of task.n_head, got "
+                f"{self.n_embd} and {self.n_head}"
+            )
+
+    def load(self) -> ByteLanguageModel:
+        """Read the library source.
+
+        Returns:
+            The task.
+        """
+        from saiopt.lab.stdlib_source import read_stdlib
+        from saiopt.lab.tasks.byte_language_model import ByteLanguageModel
+
+        return ByteLanguageModel(self, read_stdlib())
+
+
+def gpt_stdlib() -> Recipe:
+    """Return the recipe: 0.84 M parameters, 0.6 MB of text in 600 steps.
+
+    Returns:
+        The recipe with the learning rates of ``studies/learning_rates``.
+    """
+    return Recipe(
+        name="gpt-stdlib",
+        description="byte-level GPT-2 (0.84 M parameters) on Python's library source",
+        task=GptStdlib(),
+        metric=Metric("loss", "validation loss (nats per byte)", False),
+        steps=600,
+        batch_size=8,
+        eval_every=50,
+        checkpoint_every=100,
+        schedule="cosine",
+        warmup_fraction=0.05,
+        clip_norm=1.0,
+        decay_per_step=1e-4,
+        lrs={
+            "sgdsai": 5e-3,
+            "sgdsai-sqrt-numel": 5e-3,
+            "adamw": 2e-3,
+            "sgd": 1e-1,
+            "sgdm-decoupled": 5e-1,
+        },
+    )

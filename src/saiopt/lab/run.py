@@ -1,0 +1,89 @@
+"""One training run: a recipe with an optimizer, a learning rate and a seed."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+from saiopt.lab.optimizers import get_optimizer
+from saiopt.lab.recipe import Recipe
+
+# These fields of a recipe change nothing in a run's numbers.
+_IRRELEVANT = ("description", "metric", "checkpoint_every", "lrs")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What is trained.
+
+    Args:
+        recipe: Task and schedule.
+        optimizer: A name of ``optimizers.OPTIMIZERS``.
+        lr: Peak learning rate η > 0.
+        seed: Of initial weights and data order, at least 0.
+        gsnr_every: Steps between measurements of g-SNR; 0 measures none.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    recipe: Recipe
+    optimizer: str
+    lr: float
+    seed: int
+    gsnr_every: int = 0
+
+    def __post_init__(self) -> None:
+        get_optimizer(self.optimizer)
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if self.gsnr_every < 0:
+            raise ValueError(f"gsnr_every must be at least 0, got {self.gsnr_every}")
+
+    @property
+    def weight_decay(self) -> float:
+        """The λ whose decay per step, η·λ, is the recipe's."""
+        return self.recipe.decay_per_step / self.lr
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the user chose, as JSON types."""
+        recipe = dataclasses.asdict(self.recipe)
+        description = {
+            "recipe": {k: v for k, v in recipe.items() if k not in _IRRELEVANT},
+            "optimizer": self.optimizer,
+            "settings": dict(get_optimizer(self.optimizer).settings),
+            "lr": self.lr,
+            "weight_decay": self.weight_decay,
+            "seed": self.seed,
+            "gsnr_every": self.gsnr_every,
+        }
+        # What is read back from a file has lists where this has tuples.
+        return json.loads(json.dumps(description))
+
+    def folder_name(self, numerics: dict[str, Any]) -> str:
+        """Name the folder of this run.
+
+        Args:
+            numerics: Data, versions and hardware settings that determine the bits.
+
+        Returns:
+            Recipe, optimizer, seed and a hash of everything that determines the
+            run's numbers.
+        """
+        digest = identity_hash({"run": self.describe(), "numerics": numerics})
+        return f"{self.recipe.name}-{self.optimizer}-seed{self.seed}-{digest}"
+
+
+def identity_hash(value: object) -> str:
+    """Hash JSON types.
+
+    Args:
+        value: Numbers, strings, lists and dictionaries.
+
+    Returns:
+        Eight hexadecimal digits.
+    """
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,0 +1,56 @@
+"""What a recipe trains: a model, its batches, its loss and its evaluation."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+
+from torch import Tensor, nn
+
+Batch: TypeAlias = Mapping[str, Tensor]
+"""Tensors that share their first dimension, the examples, so any rank can slice it."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """A model and its data; holds no state that training changes."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the data, which is part of every run's identity."""
+        ...
+
+    def build_model(self, seed: int) -> nn.Module:
+        """Build the model whose initial weights depend on ``seed`` only.
+
+        Under ``torch.device("meta")`` it is built there, without memory.
+        """
+        ...
+
+    def batch(self, seed: int, step: int, size: int) -> Batch:
+        """Return the global batch of a step, a pure function of its arguments.
+
+        A resumed run thus needs no data state, and every optimizer sees the same
+        examples in the same order.
+        """
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the 0-d training loss of a batch."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Return metrics by name on the held-out data; the model is in eval mode."""
+        ...
+
+
+class TaskConfig(Protocol):
+    """A frozen dataclass of numbers that says everything about a task."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def load(self) -> Task:
+        """Read the data and return the task.
+
+        Raises:
+            FileNotFoundError: If the data is not on this machine.
+        """
+        ...

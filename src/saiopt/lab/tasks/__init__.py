@@ -1,0 +1,1 @@
+"""The tasks that recipes configure; they load model libraries."""

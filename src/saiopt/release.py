@@ -1,0 +1,156 @@
+"""Stepping during the backward pass, so that gradients need not all live at once."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Variable
+
+from .optimizer import SGDSaI
+
+
+class ReleaseHandle:
+    """Hold what :func:`step_in_backward` set up."""
+
+    def __init__(self, optimizer: SGDSaI) -> None:
+        self._optimizer = optimizer
+        self._active = True
+        # Filled at the first gradient, when every wrapper around the model is made.
+        self._reduced_late: set[Tensor] | None = None
+        self._waiting: list[Callable[[], None]] = []
+        self._hooks = [
+            param.register_post_accumulate_grad_hook(self._hook(group, i))
+            for group in optimizer.param_groups
+            for i, param in enumerate(group["params"])
+            if param.requires_grad
+        ]
+
+    def remove(self) -> None:
+        """Return to gradients that wait for `optimizer.step()`."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Accumulate gradients instead of stepping.
+
+        All micro-batches but the last run their backward pass in here. Their gradients
+        live until the last backward pass, which adds to them, steps and frees them, so
+        that nothing is saved while they accumulate.
+
+        Yields:
+            Nothing.
+        """
+        self._active = False
+        try:
+            yield
+        finally:
+            self._active = True
+
+    def _hook(self, group: dict[str, Any], i: int) -> Callable[[Tensor], None]:
+        def step(param: Tensor) -> None:
+            self._optimizer.step_parameter(param, group, i)
+            param.grad = None
+
+        def on_gradient(param: Tensor) -> None:
+            if not self._active:
+                return
+            if self._reduced_late is None:
+                _refuse_grad_scaler()
+                self._reduced_late = _ddp_params()
+            if param in self._reduced_late:
+                self._wait(lambda: step(param))
+            else:
+                step(param)
+
+        return on_gradient
+
+    def _wait(self, step: Callable[[], None]) -> None:
+        """Step after DDP's own callback, which writes the reduced gradients.
+
+        DDP queues its callback with its last bucket, and callbacks run in order: one
+        that is queued by a callback comes after it.
+        """
+        if not self._waiting:
+            engine = Variable._execution_engine
+            engine.queue_callback(lambda: engine.queue_callback(self._step_waiting))
+        self._waiting.append(step)
+
+    def _step_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for step in waiting:
+            step()
+
+
+def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
+    """Step each parameter as soon as its gradient is complete, and free the gradient.
+
+    Follows the trajectory of `optimizer.step()`, while the backward pass holds the
+    gradients of a few parameters instead of all: with float32 weights and momentum, 8
+    bytes per parameter instead of 12. `optimizer.step()` then finds no gradient and
+    does nothing. Works in a single process, with FSDP2, and with DDP, whose buckets
+    keep all gradients, so that nothing is saved there.
+
+    What needs all gradients before the first step cannot work with it: clipping by the
+    global norm finds no gradient (it returns 0), `scaling="gsnr_max"` and a GradScaler
+    are refused. To accumulate gradients see :meth:`ReleaseHandle.paused`.
+
+    Args:
+        optimizer: the optimizer; its parameters must not be added to or replaced while
+            the handle lives.
+
+    Returns:
+        A handle with `remove()` and `paused()`.
+
+    Raises:
+        TypeError: the optimizer is not SGDSaI.
+        ValueError: a group scales by `"gsnr_max"`.
+
+    Example:
+        >>> model = torch.nn.Linear(3, 1)
+        >>> handle = step_in_backward(SGDSaI(model.parameters(), lr=0.1))
+        >>> model(torch.ones(2, 3)).square().mean().backward()
+        >>> model.weight.grad is None
+        True
+        >>> handle.remove()
+    """
+    if not isinstance(optimizer, SGDSaI):
+        raise TypeError(f"optimizer must be SGDSaI, got {type(optimizer).__name__}")
+    if any(group["scaling"] == "gsnr_max" for group in optimizer.param_groups):
+        raise ValueError(
+            "scaling must not be 'gsnr_max' when stepping during backward: it needs "
+            "the gradients of all blocks before the first step"
+        )
+    return ReleaseHandle(optimizer)
+
+
+def _refuse_grad_scaler() -> None:
+    """Raise where gradients may be scaled: unscaling would come after the steps."""
+    for scaler in _live_objects(torch.amp.GradScaler):
+        if scaler.is_enabled() and scaler._scale is not None:
+            raise RuntimeError(
+                "step_in_backward must not be used with a GradScaler, which unscales "
+                "and checks all gradients before the first step"
+            )
+
+
+def _ddp_params() -> set[Tensor]:
+    """Return the parameters whose gradients DDP reduces after they are accumulated."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return set()
+    from torch.nn.parallel import DistributedDataParallel
+
+    modules = _live_objects(DistributedDataParallel)
+    return {param for module in modules for param in module._module_parameters}
+
+
+def _live_objects(kind: type) -> list[Any]:
+    """Return the instances of a class that exist: nothing links a parameter to them."""
+    return [thing for thing in gc.get_objects() if issubclass(type(thing), kind)]

@@ -1,0 +1,85 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from saiopt.analysis import GSNRProbe, GSNRRow
+from saiopt.analysis.gsnr import gsnr_summary, gsnr_table
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, 30.0])
+@pytest.mark.parametrize("size", [2, 17, 4096])
+def test_gsnr_has_its_closed_form(size: int, shift: float) -> None:
+    parameter = nn.Parameter(torch.zeros(size))
+    parameter.grad = torch.randn(size) + shift
+    [row] = GSNRProbe([("weight", parameter)]).record(0)
+    grad = parameter.grad.double()
+    r = (grad.mean() / grad.std(unbiased=False)).item()
+    expected = math.sqrt((size - 1) * (1 + r * r))
+    assert row.gsnr == pytest.approx(expected, rel=1e-5)
+    assert row.ratio == pytest.approx(expected / math.sqrt(size), rel=1e-5)
+
+
+def test_measuring_changes_nothing() -> None:
+    model = nn.Linear(4, 3)
+    model(torch.randn(2, 4)).square().sum().backward()
+    before = [p.grad.clone() for p in model.parameters()]
+    state = torch.get_rng_state()
+    GSNRProbe(model).record(0)
+    assert all(map(torch.equal, before, (p.grad for p in model.parameters())))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_blocks_without_a_gradient_are_left_out() -> None:
+    model = nn.Linear(4, 3)
+    model.weight.grad = torch.randn(3, 4)
+    assert [row.block for row in GSNRProbe(model).record(0)] == ["weight"]
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_a_useless_gradient_has_no_gsnr(value: float) -> None:
+    model = nn.Linear(4, 3, bias=False)
+    model.weight.grad = torch.full((3, 4), value)
+    [row] = GSNRProbe(model).record(0)
+    assert math.isnan(row.gsnr)
+
+
+def test_rows_are_kept_in_the_order_of_recording() -> None:
+    model = nn.Linear(4, 3)
+    probe = GSNRProbe(model)
+    for step in (0, 10):
+        model(torch.randn(2, 4)).square().sum().backward()
+        probe.record(step)
+    assert [(row.block, row.step) for row in probe.rows] == [
+        ("weight", 0),
+        ("bias", 0),
+        ("weight", 10),
+        ("bias", 10),
+    ]
+
+
+def test_the_table_shows_the_first_and_the_last_measurement() -> None:
+    rows = [GSNRRow("w", 10_000, step, 100.0 + step) for step in (0, 5, 50)]
+    heading, line = gsnr_table(rows).splitlines()
+    assert line.split() == ["w", "10,000", "100.0", "100.0", "150.0", "1.000", "1.500"]
+    assert len(heading) == len(line)
+
+
+def test_the_summary_names_the_block_farthest_above_the_square_root() -> None:
+    rows = [
+        GSNRRow(block, 100, step, 10.0 * ratio)
+        for block, step, ratio in [("a", 0, 1.0), ("b", 7, 3.0), ("a", 9, 1.2)]
+    ]
+    rows.append(GSNRRow("c", 100, 0, math.nan))
+    expected = "g-SNR/√n: median 1.200, largest 3.000 (b, step 7)"
+    assert gsnr_summary(rows) == expected
+
+
+def test_the_plot_is_written_in_the_form_of_its_suffix(tmp_path) -> None:
+    probe = GSNRProbe(model := nn.Linear(4, 3))
+    for step in range(3):
+        model(torch.randn(2, 4)).square().sum().backward()
+        probe.record(step)
+    probe.plot(tmp_path / "ratio.svg", "digits")
+    assert "digits" in (tmp_path / "ratio.svg").read_text()

@@ -1,0 +1,47 @@
+import math
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from saiopt.lab.atomic import write_atomically, write_json
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def crash(file: BinaryIO) -> None:
+        file.write(b"half of the new")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, crash)
+    assert path.read_bytes() == b"old"
+
+
+def test_a_crash_before_the_replacement_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def crash(self: Path, target: Path) -> None:
+        assert self.read_bytes() == b"new", "it must be whole before it is put in place"
+        assert self.parent == target.parent, "a rename is atomic in one folder only"
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", crash)
+        with pytest.raises(KeyboardInterrupt):
+            write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"old"
+    write_atomically(path, lambda file: file.write(b"newer"))
+    assert path.read_bytes() == b"newer"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_json_without_a_standard_form_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "file.json", {"loss": math.inf})
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,124 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from saiopt.lab.compare import Comparison, as_json, compare, plan, prepare
+from saiopt.lab.comparison_table import comparison_table
+from saiopt.lab.loop import Progress
+from saiopt.lab.recipe import Recipe, override
+
+CPU = torch.device("cpu")
+
+
+def carry(
+    recipe: Recipe, runs_dir: Path, lrs: dict[str, float], seeds: tuple[int, ...] = (0,)
+) -> tuple[Comparison, list[Progress]]:
+    seen: list[Progress] = []
+    runs = plan(recipe, list(lrs), seeds, lrs)
+    return compare(runs, prepare(runs), runs_dir, CPU, seen.append), seen
+
+
+def table_text(comparison: Comparison, width: int = 80) -> str:
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(comparison_table(comparison))
+    return capture.get()
+
+
+def test_runs_are_planned_seed_by_seed_with_the_recipes_rates(tiny: Recipe) -> None:
+    runs = plan(tiny, ["adamw", "sgd"], [4, 2], {"sgd": 7.0})
+    assert [(run.optimizer, run.seed, run.lr) for run in runs] == [
+        ("adamw", 4, tiny.lrs["adamw"]),
+        ("sgd", 4, 7.0),
+        ("adamw", 2, tiny.lrs["adamw"]),
+        ("sgd", 2, 7.0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "seeds", "lrs", "sentence"),
+    [
+        (["adamw", "adamw"], [0], {}, "optimizers must be given each once, got adamw"),
+        ([], [0], {}, "optimizers must be given each once, got none"),
+        (["adamw"], [1, 1], {}, "seeds must be given each once, got 1 1"),
+        (["adam"], [0], {}, r"optimizer must be one of sgdsai, .*, got adam$"),
+        (["adamw"], [0], {"sgd": 1.0}, "lr must name one of adamw, got sgd"),
+        (["adamw"], [0], {"adamw": -1.0}, r"lr must be positive and finite, got -1\.0"),
+    ],
+)
+def test_a_bad_plan_is_refused(
+    tiny: Recipe,
+    optimizers: list[str],
+    seeds: list[int],
+    lrs: dict[str, float],
+    sentence: str,
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        plan(tiny, optimizers, seeds, lrs)
+
+
+def test_sizes_that_do_not_fit_are_refused_before_training(tiny: Recipe) -> None:
+    too_large = plan(override(tiny, {"batch_size": "2000"}), ["adamw"], [0], {})
+    with pytest.raises(ValueError, match="batch_size must be at most 1198, got 2000"):
+        prepare(too_large)
+
+
+def test_a_row_averages_the_seeds_of_one_optimizer(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    comparison, _ = carry(tiny, tmp_path, {"adamw": 0.01, "sgd": 0.1}, (0, 1, 2))
+    assert [row.optimizer for row in comparison.rows] == ["adamw", "sgd"]
+    for row in comparison.rows:
+        values = [
+            outcome.result["metrics"]["accuracy"]
+            for outcome in comparison.outcomes
+            if outcome.run.optimizer == row.optimizer
+        ]
+        assert row.metric is not None
+        assert row.metric.mean == pytest.approx(sum(values) / 3)
+        assert row.metric.count == 3
+        assert "(n=3)" in table_text(comparison)
+    adamw, sgd = comparison.rows
+    assert adamw.state_bytes_per_parameter == pytest.approx(8, abs=0.2)
+    assert sgd.state_bytes_per_parameter == pytest.approx(4, abs=0.1)
+
+
+def test_a_diverged_run_stays_in_the_table(tiny: Recipe, tmp_path: Path) -> None:
+    comparison, _ = carry(tiny, tmp_path, {"adamw": 0.01, "sgd": 1e30}, (0, 1))
+    diverged = comparison.rows[1]
+    assert diverged.metric is None
+    assert set(diverged.diverged) == {0, 1}
+    assert "diverged (seed 0, 1)" in table_text(comparison)
+    assert as_json(comparison)["rows"][1]["diverged"] == diverged.diverged
+
+
+def test_a_second_comparison_trains_only_what_is_new(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    first, _ = carry(tiny, tmp_path, {"adamw": 0.01})
+    second, seen = carry(tiny, tmp_path, {"adamw": 0.01, "sgd": 0.1})
+    reused = {p.run.optimizer for p in seen if p.status == "reused"}
+    trained = {p.run.optimizer for p in seen if p.status == "started"}
+    assert (reused, trained) == ({"adamw"}, {"sgd"})
+    assert second.rows[0] == first.rows[0]
+
+
+def test_a_comparison_leaves_numbers_and_pictures(tiny: Recipe, tmp_path: Path) -> None:
+    comparison, _ = carry(tiny, tmp_path, {"adamw": 0.01, "sgd": 0.1})
+    written = json.loads((comparison.folder / "comparison.json").read_text())
+    assert written["rows"][0]["metric"]["mean"] == comparison.rows[0].metric.mean
+    assert [run["optimizer"] for run in written["runs"]] == ["adamw", "sgd"]
+    assert (comparison.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "sgd" in (comparison.folder / "curves.svg").read_text()
+
+
+def test_the_table_fits_eighty_columns(tiny: Recipe, tmp_path: Path) -> None:
+    lrs = {"sgdsai-sqrt-numel": 0.01, "sgdm-decoupled": 0.1}
+    comparison, _ = carry(tiny, tmp_path, lrs, (0, 1))
+    lines = table_text(comparison).splitlines()
+    assert len(lines) == 4, "no cell is wrapped"
+    assert all(len(line.rstrip()) <= 80 for line in lines)
+    assert "0.01" in lines[2]

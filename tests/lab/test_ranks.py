@@ -1,0 +1,133 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import lab_ranks
+import pytest
+import torch
+
+from saiopt.lab.ranks import ALONE, Ranks, together
+
+CPU = torch.device("cpu")
+OPTIMIZERS = ["sgdsai", "adamw", "sgd"]
+STRATEGIES = ["ddp", "fsdp2"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    runs_dir = tmp_path_factory.mktemp("alone")
+    return {name: lab_ranks.train(runs_dir, name) for name in OPTIMIZERS}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_ranks_give_the_numbers_of_one_process(
+    workers, tmp_path, alone, strategy, optimizer
+):
+    metrics, curve, state_bytes = alone[optimizer]
+    for found in workers.run(2, lab_ranks.train, tmp_path, optimizer, strategy):
+        assert found[0] == pytest.approx(metrics, rel=1e-4)
+        assert found[1] == [(s, pytest.approx(v, rel=1e-4)) for s, v in curve]
+        assert found[2] == state_bytes
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [((2, "fsdp2"), (1, None)), ((2, "ddp"), (3, "fsdp2")), ((1, None), (2, "fsdp2"))],
+    ids=["2 to 1", "2 to 3", "1 to 2"],
+)
+def test_another_number_of_ranks_goes_on_from_a_checkpoint(
+    workers, tmp_path, alone, optimizer, first, then
+):
+    results = []
+    for (world, strategy), stop in ((first, 10), (then, None)):
+        if strategy is None:
+            results.append(lab_ranks.train(tmp_path, optimizer, None, stop))
+        else:
+            args = (tmp_path, optimizer, strategy, stop)
+            results.append(workers.run(world, lab_ranks.train, *args)[0])
+    assert results[0] is None
+    assert results[1][0] == pytest.approx(alone[optimizer][0], rel=1e-4)
+    assert len(results[1][1]) == len(alone[optimizer][1])
+
+
+def torchrun(runs_dir: Path) -> "subprocess.Popen[str]":
+    settings = {**lab_ranks.SETTINGS, "steps": "400", "checkpoint_every": "20"}
+    settings["eval_every"] = "100"
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("-m", "saiopt", "train", "vit-digits", "--strategy", "fsdp2"),
+            *("--set", *(f"{name}={value}" for name, value in settings.items())),
+            *("--lr", "0.05", "--runs-dir", str(runs_dir)),
+        ],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def rank_pids(launcher: int) -> list[int]:
+    listed = subprocess.run(
+        ["ps", "--ppid", str(launcher), "-o", "pid="], capture_output=True, text=True
+    )
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+def final_metrics(runs_dir: Path) -> list[dict[str, float]]:
+    return [
+        json.loads(p.read_text())["metrics"] for p in runs_dir.glob("*/result.json")
+    ]
+
+
+def test_a_killed_rank_ends_the_run_with_a_sentence_and_the_run_goes_on(tmp_path):
+    with torchrun(tmp_path / "whole") as process:
+        process.communicate(timeout=120)
+    with torchrun(tmp_path / "killed") as killed:
+        while not list((tmp_path / "killed").glob("*/checkpoint.pt")):
+            assert killed.poll() is None
+            time.sleep(0.01)
+        os.kill(rank_pids(killed.pid)[-1], signal.SIGKILL)
+        _, errors = killed.communicate(timeout=60)
+    assert killed.returncode != 0
+    assert "another process of this run has ended; the same command goes on" in errors
+    assert not final_metrics(tmp_path / "killed")
+    with torchrun(tmp_path / "killed") as process:
+        process.communicate(timeout=120)
+    assert len(final_metrics(tmp_path / "whole")) == 1
+    assert final_metrics(tmp_path / "killed") == final_metrics(tmp_path / "whole")
+
+
+def test_a_strategy_needs_several_processes():
+    with (
+        pytest.raises(ValueError, match="strategy must be left out in one process"),
+        together("fsdp2", CPU, 12),
+    ):
+        pass
+
+
+def test_a_batch_that_ranks_cannot_share_evenly_is_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with (
+        pytest.raises(ValueError, match="batch_size must be a multiple of the 5"),
+        together("ddp", CPU, 12),
+    ):
+        pass
+
+
+def test_shares_are_disjoint_and_complete():
+    batch = {"x": torch.arange(12), "y": torch.arange(24).view(12, 2)}
+    shares = [Ranks(rank, 3, "ddp").share(batch) for rank in range(3)]
+    for name, tensor in batch.items():
+        assert torch.equal(torch.cat([share[name] for share in shares]), tensor)
+    assert torch.equal(ALONE.share(batch)["x"], batch["x"])
+
+
+def test_what_the_first_rank_raises_every_rank_raises(workers):
+    assert workers.run(2, lab_ranks.raise_on_first) == [True, True]

@@ -1,0 +1,54 @@
+import pytest
+
+from saiopt.lab.recipe import Recipe, override
+from saiopt.lab.recipes import RECIPES, get_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_registered_under_its_own_name(name: str) -> None:
+    assert get_recipe(name).name == name
+
+
+def test_an_unknown_name_is_answered_with_all_names() -> None:
+    with pytest.raises(ValueError, match="gpt-stdlib, vit-digits, got gpt"):
+        get_recipe("gpt")
+
+
+def test_text_becomes_a_value_of_the_fields_kind(tiny: Recipe) -> None:
+    changed = override(
+        tiny,
+        {"steps": "7", "clip_norm": "0", "schedule": "linear", "task.num_heads": "4"},
+    )
+    assert (changed.steps, changed.clip_norm, changed.schedule) == (7, 0.0, "linear")
+    assert changed.task.num_heads == 4
+    assert changed.batch_size == tiny.batch_size
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"steps": "0"}, "steps must be at least 1, got 0"),
+        ({"steps": "1.5"}, "steps must be a whole number, got 1.5"),
+        ({"eval_every": "-1"}, "eval_every must be at least 1, got -1"),
+        ({"clip_norm": "nan"}, "clip_norm must be at least 0, got nan"),
+        ({"decay_per_step": "x"}, "decay_per_step must be a number, got x"),
+        ({"warmup_fraction": "1"}, r"warmup_fraction must be in \[0, 1\), got 1.0"),
+        ({"schedule": "step"}, "schedule must be one of constant, .*, got step"),
+        ({"name": "x"}, "set must name one of steps, .*, got name"),
+        (
+            {"task.depth": "2"},
+            r"set must name one of task\.hidden_size.*got task\.depth",
+        ),
+        (
+            {"task.num_heads": "3"},
+            r"task\.hidden_size must be a multiple of task\.num_heads, got 16 and 3",
+        ),
+        ({"task.num_layers": "0"}, r"sizes must be at least 1, got .*num_layers=0.*"),
+        ({"task.patch_size": "3"}, r"task\.patch_size must be 1, 2, 4 or 8, got 3"),
+    ],
+)
+def test_a_bad_override_is_refused_in_one_sentence(
+    tiny: Recipe, settings: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        override(tiny, settings)

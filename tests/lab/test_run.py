@@ -1,0 +1,68 @@
+import dataclasses
+
+import pytest
+
+from saiopt.lab.recipe import Recipe, override
+from saiopt.lab.run import Run
+
+NUMERICS = {"threads": 1, "data": "abc"}
+
+
+def test_the_folder_name_says_what_it_is(tiny: Recipe) -> None:
+    name = Run(tiny, "adamw", 0.1, 3).folder_name(NUMERICS)
+    assert name.startswith("vit-digits-adamw-seed3-")
+    assert len(name.rpartition("-")[2]) == 8
+
+
+def test_what_changes_no_number_changes_no_name(tiny: Recipe) -> None:
+    other = dataclasses.replace(
+        tiny, description="other", checkpoint_every=1, lrs={"adamw": 9.0}
+    )
+    names = {Run(r, "adamw", 0.1, 0).folder_name(NUMERICS) for r in (tiny, other)}
+    assert len(names) == 1
+
+
+def test_whatever_changes_a_number_changes_the_name(tiny: Recipe) -> None:
+    run = Run(tiny, "adamw", 0.1, 0)
+    runs = [
+        run,
+        dataclasses.replace(run, lr=0.2),
+        dataclasses.replace(run, gsnr_every=5),
+        *(
+            dataclasses.replace(run, recipe=override(tiny, {field: value}))
+            for field, value in {
+                "steps": "13",
+                "eval_every": "6",
+                "clip_norm": "2",
+                "decay_per_step": "0",
+                "task.hidden_size": "8",
+            }.items()
+        ),
+    ]
+    names = [run.folder_name(NUMERICS) for run in runs]
+    names += [run.folder_name({**NUMERICS, "threads": 2})]
+    names += [run.folder_name({**NUMERICS, "data": "xyz"})]
+    assert len(set(names)) == len(names)
+
+
+def test_the_decay_per_step_is_the_recipes_at_every_learning_rate(tiny: Recipe) -> None:
+    for lr in (1e-4, 1.0, 30.0):
+        run = Run(tiny, "sgdsai", lr, 0)
+        assert run.lr * run.weight_decay == pytest.approx(tiny.decay_per_step)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"lr": 0.0}, "lr must be positive and finite, got 0.0"),
+        ({"lr": float("nan")}, "lr must be positive and finite, got nan"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"gsnr_every": -1}, "gsnr_every must be at least 0, got -1"),
+        ({"optimizer": "adam"}, "optimizer must be one of .*, got adam"),
+    ],
+)
+def test_a_bad_argument_is_refused(
+    tiny: Recipe, change: dict[str, float | str], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        dataclasses.replace(Run(tiny, "sgdsai", 0.1, 0), **change)

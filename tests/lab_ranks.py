@@ -1,0 +1,58 @@
+"""What ranks do in the tests of the lab."""
+
+import functools
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from saiopt.lab.outcome import carry_out
+from saiopt.lab.ranks import ALONE, Ranks
+from saiopt.lab.recipe import override
+from saiopt.lab.recipes import get_recipe
+from saiopt.lab.run import Run
+
+SETTINGS = {
+    "task.hidden_size": "16",
+    "task.num_layers": "2",
+    "task.num_heads": "2",
+    "task.patch_size": "4",
+    "batch_size": "12",
+    "steps": "12",
+    "eval_every": "6",
+    "checkpoint_every": "4",
+}
+
+
+def stop_at(step, progress):
+    if progress.step == step and progress.loss is not None:
+        raise KeyboardInterrupt
+
+
+def train(runs_dir, optimizer, strategy=None, stop=None):
+    """Return the metrics of a run, or None where it is stopped at a step."""
+    # Under ranks the number of threads is each one's own; it is part of the identity.
+    torch.set_num_threads(1)
+    ranks = ALONE
+    if strategy is not None:
+        ranks = Ranks(dist.get_rank(), dist.get_world_size(), strategy)
+    run = Run(override(get_recipe("vit-digits"), SETTINGS), optimizer, 0.05, 0)
+    observe = functools.partial(stop_at, stop)
+    try:
+        outcome = carry_out(
+            run, run.recipe.task.load(), runs_dir, torch.device("cpu"), observe, ranks
+        )
+    except KeyboardInterrupt:
+        return None
+    return outcome.result["metrics"], outcome.curve, outcome.result["state_bytes"]
+
+
+def raise_on_first():
+    ranks = Ranks(dist.get_rank(), 2, "ddp")
+
+    def act():
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        ranks.on_first(act)
+    return True

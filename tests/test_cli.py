@@ -1,0 +1,229 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from saiopt.cli import main, refusal
+
+TINY = [
+    "--set",
+    "task.hidden_size=16",
+    "task.num_layers=1",
+    "task.num_heads=2",
+    "task.patch_size=4",
+    "batch_size=16",
+    "eval_every=50",
+    "checkpoint_every=20",
+    "--threads",
+    "1",
+]
+COMPARE = ["compare", "vit-digits", *TINY, "--steps", "200"]
+TWO = ["--optimizers", "sgdsai", "adamw"]
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "saiopt", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+
+
+def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[str]") -> None:
+    while not condition():
+        assert process.poll() is None, "it ended too early to be stopped"
+        time.sleep(0.002)
+
+
+def metrics(runs_dir: Path) -> dict[str, Any]:
+    """The result of every run without its times."""
+    return {
+        path.parent.name: {
+            key: value
+            for key, value in json.loads(path.read_text()).items()
+            if not key.endswith("_seconds")
+        }
+        for path in runs_dir.glob("vit-*/result.json")
+    }
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    runs_dir = tmp_path_factory.mktemp("reference")
+    assert main([*COMPARE, *TWO, "--runs-dir", str(runs_dir)]) == 0
+    return metrics(runs_dir)
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("compare foo", "recipe must be one of gpt-stdlib, vit-digits, got foo"),
+        ("train foo", "recipe must be one of gpt-stdlib, vit-digits, got foo"),
+        ("compare", "Missing .*RECIPE"),
+        ("frobnicate", "Unrecognized options: frobnicate"),
+        ("compare vit-digits --stps 3", "Unrecognized options: --stps, 3"),
+        ("compare vit-digits --steps abc", "Error parsing --steps.*'abc'"),
+        ("compare vit-digits --steps -3", "steps must be at least 1, got -3"),
+        (
+            "compare vit-digits --optimizers adam",
+            "optimizer must be one of .* got adam",
+        ),
+        (
+            "compare vit-digits --optimizers sgd sgd",
+            "optimizers must be given each once",
+        ),
+        ("compare vit-digits --seeds 1 1", "seeds must be given each once, got 1 1"),
+        ("compare vit-digits --seeds -1", "seed must be at least 0, got -1"),
+        ("compare vit-digits --lr adamw", "lr must be given as name=value"),
+        ("compare vit-digits --lr adamw=x", "lr must be a number, got adamw=x"),
+        ("compare vit-digits --lr adam=1", "lr must name one of sgdsai, .* got adam"),
+        ("train vit-digits --lr 0", "lr must be positive and finite, got 0.0"),
+        ("train vit-digits --set foo=1", "set must name one of steps, .* got foo"),
+        ("train vit-digits --set steps=1 steps=2", "set must be given as name=value"),
+        ("train vit-digits --set batch_size=9999", "batch_size must be at most 1198"),
+        ("train vit-digits --threads 0", "threads must be at least 1, got 0"),
+        ("gsnr vit-digits --every 0", "every must be at least 1, got 0"),
+    ],
+)
+def test_bad_input_gets_one_sentence_and_leaves_nothing(
+    command: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert re.fullmatch(f"saiopt: {sentence}.*\n", output.err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_runs_folder_that_cannot_be_made_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "runs"
+    assert main([*COMPARE, "--runs-dir", str(folder)]) == 2
+    expected = f"runs_dir must be a folder that can be written, got {folder}"
+    assert capsys.readouterr().err == f"saiopt: {expected}\n"
+
+
+def test_a_missing_extra_is_answered_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(refusal, "_EXTRAS", ("rich", "no_such_package"))
+    assert main(["recipes"]) == 2
+    error = capsys.readouterr().err
+    assert "pip install 'saiopt[lab,plot]'" in error
+    assert "(missing: no_such_package)" in error
+
+
+def test_recipes_lists_every_recipe_with_its_learning_rates(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["recipes"]) == 0
+    text = capsys.readouterr().out
+    for word in ("gpt-stdlib", "vit-digits", "sgdsai", "adamw", "sgdm-decoupled"):
+        assert word in text
+
+
+def test_help_loads_no_model_library() -> None:
+    code = (
+        "import sys; from saiopt.cli import main\n"
+        "try: main(['recipes', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'transformers', 'sklearn', 'scipy', 'matplotlib'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "recipes" in done.stdout
+
+
+def test_json_is_all_that_json_prints(
+    reference: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*COMPARE, *TWO, "--runs-dir", str(tmp_path), "--json"]
+    assert main(arguments) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert [row["optimizer"] for row in first["rows"]] == ["sgdsai", "adamw"]
+    for run in first["runs"]:
+        assert run["metrics"] == reference[run["folder"]]["metrics"]
+    assert main(arguments) == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out) == first
+    assert "started" not in output.err
+
+
+def test_train_and_gsnr_print_json_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*TINY, "--steps", "5", "--runs-dir", str(tmp_path), "--json"]
+    assert main(["train", "vit-digits", *options, "--optimizer", "sgd"]) == 0
+    assert json.loads(capsys.readouterr().out)["status"] == "finished"
+    assert main(["gsnr", "vit-digits", *options, "--every", "2"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert {row["step"] for row in rows} == {0, 2, 4}
+
+
+def test_a_damaged_run_folder_is_named_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "train",
+        "vit-digits",
+        *TINY,
+        "--steps",
+        "2",
+        "--runs-dir",
+        str(tmp_path),
+    ]
+    assert main(arguments) == 0
+    [result] = tmp_path.glob("*/result.json")
+    result.write_text("{")
+    capsys.readouterr()
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert str(result) in error
+    assert result.read_text() == "{"
+
+
+def test_a_killed_comparison_goes_on_to_the_same_numbers(
+    reference: dict[str, Any], tmp_path: Path
+) -> None:
+    arguments = [*COMPARE, *TWO, "--runs-dir", str(tmp_path)]
+    process = start(arguments)
+    wait_for(lambda: list(tmp_path.glob("vit-*-adamw-*/checkpoint.pt")), process)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert len(metrics(tmp_path)) == 1
+    process = start(arguments)
+    output, error = process.communicate()
+    assert process.returncode == 0, error
+    assert "finished before" in output
+    assert "adamw seed 0: goes on from step" in output
+    assert metrics(tmp_path) == reference
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+    process = start([*COMPARE, "--runs-dir", str(tmp_path)])
+    wait_for(lambda: list(tmp_path.glob("vit-*/checkpoint.pt")), process)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert error.startswith("saiopt: interrupted; the same command")
+    assert error.count("\n") == 1

@@ -1,0 +1,161 @@
+import copy
+
+import layouts
+import pytest
+import torch
+from layouts import LAYOUTS, OPTIONS
+from models import TinyTransformer, next_token_loss, token_batches
+from torch import nn
+
+from saiopt import SGDSaI, step_in_backward
+
+
+def train(model, optimizer, batches):
+    for ids in batches:
+        optimizer.zero_grad()
+        next_token_loss(model, ids).backward()
+        optimizer.step()
+
+
+def pair(dtype=torch.float32, **options):
+    plain = TinyTransformer().to(dtype)
+    released = copy.deepcopy(plain)
+    return [(m, SGDSaI(m.parameters(), 1e-3, **options)) for m in (plain, released)]
+
+
+def assert_same(first, second):
+    for p, q in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"foreach": True}, {"maximize": True}])
+def test_one_process_follows_step_bit_for_bit(dtype, options):
+    (plain, optimizer), (released, its_optimizer) = pair(dtype, **options)
+    step_in_backward(its_optimizer)
+    train(plain, optimizer, token_batches(5))
+    train(released, its_optimizer, token_batches(5))
+    assert_same(plain, released)
+    for p, q in zip(plain.parameters(), released.parameters(), strict=True):
+        for key, value in optimizer.state[p].items():
+            assert torch.equal(value, its_optimizer.state[q][key])
+
+
+def test_gradients_are_freed_one_by_one():
+    model = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(6)))
+    optimizer = SGDSaI(model.parameters())
+    step_in_backward(optimizer)
+    most = []
+    for param in model.parameters():
+        param.register_hook(
+            lambda _: most.append(sum(p.grad is not None for p in model.parameters()))
+        )
+    model(torch.ones(2, 4)).sum().backward()
+    assert len(most) == 6
+    assert max(most) == 0
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_paused_micro_batches_accumulate_until_the_last():
+    (plain, optimizer), (released, its_optimizer) = pair()
+    handle = step_in_backward(its_optimizer)
+    for group in (token_batches(3), token_batches(3, seed=1)):
+        for ids in group:
+            next_token_loss(plain, ids).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with handle.paused():
+            for ids in group[:-1]:
+                next_token_loss(released, ids).backward()
+        next_token_loss(released, group[-1]).backward()
+    assert_same(plain, released)
+
+
+def test_removing_the_handle_returns_to_step():
+    (plain, optimizer), (released, its_optimizer) = pair()
+    handle = step_in_backward(its_optimizer)
+    train(released, its_optimizer, token_batches(2))
+    handle.remove()
+    next_token_loss(released, token_batches(1)[0]).backward()
+    assert all(p.grad is not None for p in released.parameters())
+    its_optimizer.zero_grad()
+    train(released, its_optimizer, token_batches(4)[2:])
+    train(plain, optimizer, token_batches(4))
+    assert_same(plain, released)
+
+
+def test_a_zero_first_gradient_still_calibrates_later():
+    a, b = nn.Parameter(torch.randn(2, 3)), nn.Parameter(torch.zeros(4, 2))
+    optimizer = SGDSaI([a, b], 0.1)
+    step_in_backward(optimizer)
+    for step in range(2):
+        (b @ a @ torch.ones(3)).sub(1).square().sum().backward()
+        assert (optimizer.state[a]["scale"] > 0) == (step > 0)
+
+
+def test_a_rule_that_needs_all_gradients_is_refused():
+    param = nn.Parameter(torch.ones(3))
+    optimizer = SGDSaI([param], scaling="gsnr_max")
+    with pytest.raises(ValueError, match="scaling must not be 'gsnr_max'"):
+        step_in_backward(optimizer)
+    param.grad = torch.ones(3)
+    with pytest.raises(ValueError, match="scaling must not be 'gsnr_max'"):
+        optimizer.step_parameter(param, optimizer.param_groups[0], 0)
+    assert torch.equal(param, torch.ones(3))
+
+
+def test_a_gradient_scaler_is_refused_before_anything_changes():
+    param = nn.Parameter(torch.ones(3))
+    step_in_backward(SGDSaI([param]))
+    scaler = torch.amp.GradScaler("cpu")
+    with pytest.raises(RuntimeError, match="GradScaler"):
+        scaler.scale(param.sum()).backward()
+    assert torch.equal(param, torch.ones(3))
+
+
+def test_an_idle_gradient_scaler_is_no_reason_to_refuse():
+    param = nn.Parameter(torch.ones(3))
+    step_in_backward(SGDSaI([param]))
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    scaler.scale(param.square().sum()).backward()
+    assert not torch.equal(param, torch.ones(3))
+
+
+def test_another_optimizer_is_refused():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(3))])
+    with pytest.raises(TypeError, match="optimizer must be SGDSaI, got SGD"):
+        step_in_backward(optimizer)
+
+
+def train_both_ways(name, accumulate):
+    """Train under a layout with and without release; return both results."""
+    layout = LAYOUTS[name]
+    results = []
+    for releases in (False, True):
+        model = layout.spread(layouts.make_net())
+        optimizer = SGDSaI(model.parameters(), **OPTIONS)
+        handle = step_in_backward(optimizer) if releases else None
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        for batch in layouts.batches(10):
+            ids, labels = layout.share(batch, rank, world)
+            if accumulate and handle:
+                with handle.paused():
+                    nn.functional.cross_entropy(model(ids), labels).backward()
+            elif accumulate:
+                nn.functional.cross_entropy(model(ids), labels).backward()
+            nn.functional.cross_entropy(model(ids), labels).backward()
+            if handle:
+                assert all(p.grad is None for p in model.parameters())
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append(layouts.full_params(model))
+    return results
+
+
+@pytest.mark.parametrize("name", ["DDP", "FSDP2", "HSDP", "FSDP2 + TP"])
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_a_layout_follows_step_bit_for_bit(workers, name, accumulate):
+    world = LAYOUTS[name].world
+    for plain, stepped in workers.run(world, train_both_ways, name, accumulate):
+        for key, value in plain.items():
+            assert torch.equal(stepped[key], value)

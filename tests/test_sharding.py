@@ -1,0 +1,270 @@
+import checkpoints
+import layouts
+import pytest
+import torch
+from layouts import LAYOUTS, OPTIONS
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor, Partial, Replicate
+
+from saiopt import SGDSaI, get_scales, set_scales
+
+BF16 = torch.bfloat16
+ALL_LAYOUTS = pytest.mark.parametrize("name", LAYOUTS)
+
+
+@ALL_LAYOUTS
+def test_a_layout_scales_and_trains_like_one_process(workers, name):
+    found = layouts.compare(workers, name)
+    tolerance = LAYOUTS[name].tolerance
+    assert found.scales <= tolerance
+    assert found.params <= tolerance
+    assert found.first_collectives <= (2 if name == "FSDP2 + TP" else 1)
+    assert found.later_collectives == 0
+
+
+@pytest.mark.parametrize("name", ["DDP", "ZeroRedundancyOptimizer", "FSDP2", "HSDP"])
+def test_gsnr_max_divides_by_the_largest_of_all_ranks(workers, name):
+    found = layouts.compare(workers, name, scaling="gsnr_max", steps=5)
+    assert found.scales <= 1e-6
+    assert found.params <= 1e-6
+    assert found.later_collectives == 0
+
+
+def state_kinds(name):
+    model = LAYOUTS[name].spread(layouts.make_net())
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    layouts.train(model, optimizer, LAYOUTS[name].share, steps=1)
+    return {
+        key: {type(entry[key]) for entry in optimizer.state.values()}
+        | {entry[key].shape for entry in optimizer.state.values() if key == "scale"}
+        for key in ("scale", "momentum_buffer")
+    }
+
+
+@pytest.mark.parametrize("name", ["FSDP2", "HSDP", "FSDP2 + TP"])
+def test_the_scale_is_a_plain_scalar_and_the_momentum_like_its_parameter(workers, name):
+    for kinds in workers.run(LAYOUTS[name].world, state_kinds, name):
+        assert kinds["scale"] == {torch.Tensor, torch.Size(())}
+        assert kinds["momentum_buffer"] == {DTensor}
+
+
+def late_block():
+    """Train with a block whose first gradients are zero, then none, then real."""
+    model = layouts.fsdp2(layouts.make_net())
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    history = []
+    for step, batch in enumerate(layouts.batches(6)):
+        ids, labels = layouts.by_rank(batch, torch.distributed.get_rank(), 2)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(ids), labels).backward()
+        if step < 2:
+            model.up.weight.grad = torch.zeros_like(model.up.weight)
+        elif step < 4:
+            model.up.weight.grad = None
+        with layouts.Collectives() as sent:
+            optimizer.step()
+        history.append((get_scales(optimizer, model)["up.weight"], sent.count))
+    return history
+
+
+def test_a_sharded_block_that_calibrates_late_ends_its_collectives(workers):
+    for history in workers.run(2, late_block):
+        scales, sent = zip(*history, strict=True)
+        assert scales[:4] == (0, 0, 0, 0)
+        assert scales[4] == scales[5] > 0
+        assert sent == (1, 1, 1, 1, 1, 0)
+
+
+def one_rank_without_gradient():
+    model = layouts.fsdp2(layouts.make_net())
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+        param.grad.to_local().copy_(torch.randn_like(param.to_local()))
+    if torch.distributed.get_rank() == 1:
+        model.up.weight.grad = None
+    optimizer.step()
+    return get_scales(optimizer, model)
+
+
+def test_ranks_agree_on_a_block_whose_gradient_one_of_them_lacks(workers):
+    first, second = workers.run(2, one_rank_without_gradient)
+    assert first == second
+    assert first["up.weight"] > 0
+
+
+def partial_gradient():
+    mesh = init_device_mesh("cpu", (2,))
+    param = nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Replicate()]))
+    part = torch.tensor([1.0, 2.0, 3.0, 4.0]) * (torch.distributed.get_rank() + 1)
+    param.grad = DTensor.from_local(part, mesh, [Partial("sum")])
+    SGDSaI([param], 0.1, weight_decay=0.0, scaling="none").step()
+    return param.to_local().detach()
+
+
+def test_a_gradient_that_is_a_partial_sum_is_reduced_first(workers):
+    expected = 1 - 0.1 * 3 * torch.tensor([1.0, 2.0, 3.0, 4.0])
+    for param in workers.run(2, partial_gradient):
+        torch.testing.assert_close(param, expected)
+
+
+def flattened():
+    model = FullyShardedDataParallel(
+        layouts.make_net(), use_orig_params=False, device_id=layouts.CPU
+    )
+    with pytest.raises(RuntimeError, match="use_orig_params=True") as error:
+        SGDSaI(model.parameters())
+    return str(error.value)
+
+
+def test_fsdp1_without_original_parameters_is_refused(workers):
+    assert "blocks" in workers.run(1, flattened)[0]
+
+
+def scales_from_elsewhere(scales):
+    model = layouts.fsdp2(layouts.make_net())
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    set_scales(optimizer, model, scales)
+    layouts.train(model, optimizer, layouts.by_rank, 3)
+    return get_scales(optimizer, model)
+
+
+@pytest.mark.parametrize("prefix", ["", "compiled"])
+def test_scales_of_one_process_serve_on_shards(workers, prefix):
+    model = layouts.make_net()
+    if prefix:
+        model = torch.compile(model, backend="eager")
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    layouts.train(model, optimizer, layouts.the_same, 1)
+    scales = {name: 2 * s for name, s in get_scales(optimizer, model).items()}
+    for found in workers.run(2, scales_from_elsewhere, scales):
+        assert found == scales
+
+
+def ddp_names():
+    model = layouts.ddp(layouts.make_net())
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    return set(get_scales(optimizer, model))
+
+
+def test_names_are_those_of_the_bare_model_under_ddp(workers):
+    expected = {name for name, _ in layouts.make_net().named_parameters()}
+    assert workers.run(1, ddp_names) == [expected]
+
+
+# Checkpoints
+
+
+FLAGS = {
+    "sharded": {},
+    "full": {"full_state_dict": True},
+    "offloaded": {"cpu_offload": True},
+    "flattened": {"flatten_optimizer_state_dict": True},
+}
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checkpoint_continues_bit_for_bit_on_the_same_layout(
+    workers, tmp_path, flags, dtype
+):
+    args = ("FSDP2", tmp_path, dtype, flags)
+    saved = workers.run(2, checkpoints.save, *args)
+    loaded = workers.run(2, checkpoints.load, *args)
+    for (params, scales, _), (found, found_scales, _) in zip(
+        saved, loaded, strict=True
+    ):
+        assert found_scales == scales
+        assert all(torch.equal(found[k], v) for k, v in params.items())
+
+
+@pytest.mark.parametrize("world", [1, 3, 4])
+def test_a_checkpoint_of_two_ranks_continues_on_other_numbers(workers, tmp_path, world):
+    args = ("FSDP2", tmp_path, torch.float64, {})
+    params, scales, _ = workers.run(2, checkpoints.save, *args)[0]
+    for found, found_scales, _ in workers.run(world, checkpoints.load, *args):
+        assert found_scales == scales
+        for key, value in params.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+def test_a_checkpoint_before_the_first_step_calibrates_nothing(
+    workers, tmp_path, flags
+):
+    args = ("FSDP2", tmp_path, torch.float64, flags, 0)
+    _, before, after = workers.run(2, checkpoints.save, *args)[0]
+    assert set(before.values()) == {0.0}
+    _, loaded, later = workers.run(2, checkpoints.load, *args)[0]
+    assert loaded == before
+    assert later == after
+    model = layouts.make_net()
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    layouts.train(model, optimizer, layouts.the_same, 1)
+    assert after == pytest.approx(get_scales(optimizer, model), rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["DDP", "HSDP", "TP", "FSDP2 + TP"])
+def test_every_kind_of_layout_has_checkpoints(workers, tmp_path, name):
+    args = (name, tmp_path, torch.float64, {})
+    world = LAYOUTS[name].world
+    params, scales, _ = workers.run(world, checkpoints.save, *args)[0]
+    found, found_scales, _ = workers.run(world, checkpoints.load, *args)[0]
+    assert found_scales == scales
+    assert all(torch.equal(found[k], v) for k, v in params.items())
+
+
+def full_state_from_one_rank():
+    model, optimizer = checkpoints.spread("FSDP2", torch.float32, state_dtype=BF16)
+    layouts.train(model, optimizer, layouts.the_same, 3)
+    offloaded = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights, saved = get_state_dict(model, optimizer, options=offloaded)
+    twin, resumed = checkpoints.spread("FSDP2", torch.float32, state_dtype=BF16)
+    broadcast = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_model_state_dict(twin, weights, options=broadcast)
+    set_optimizer_state_dict(twin, resumed, saved, options=broadcast)
+    for each, its_optimizer in ((model, optimizer), (twin, resumed)):
+        layouts.train(each, its_optimizer, layouts.the_same, 2)
+    return layouts.full_params(model), layouts.full_params(twin)
+
+
+def test_a_full_state_that_one_rank_holds_continues_bit_for_bit(workers):
+    for params, found in workers.run(2, full_state_from_one_rank):
+        assert all(torch.equal(found[k], v) for k, v in params.items())
+
+
+def gsnr_max_resumes(folder):
+    args = ("FSDP2", folder, torch.float64, {}, 2, {"scaling": "gsnr_max"})
+    return checkpoints.save(*args)[2], checkpoints.load(*args)[2]
+
+
+def test_gsnr_max_keeps_its_divisor_in_a_checkpoint(workers, tmp_path):
+    saved, loaded = workers.run(2, gsnr_max_resumes, tmp_path)[0]
+    assert max(loaded.values()) == 1
+    assert loaded == saved
+
+
+def zero_checkpoint():
+    model = layouts.ddp(layouts.make_net())
+    optimizer = layouts.zero_redundancy(model, OPTIONS)
+    layouts.train(model, optimizer, layouts.by_rank, 2)
+    scales = get_scales(optimizer.optim, model)
+    optimizer.consolidate_state_dict(0)
+    saved = [optimizer.state_dict() if torch.distributed.get_rank() == 0 else None]
+    torch.distributed.broadcast_object_list(saved)
+    resumed = layouts.zero_redundancy(model, OPTIONS)
+    resumed.load_state_dict(saved[0])
+    layouts.train(model, resumed, layouts.by_rank, 1)
+    return scales == get_scales(resumed.optim, model)
+
+
+def test_a_zero_redundancy_checkpoint_keeps_the_scales(workers):
+    assert workers.run(2, zero_checkpoint) == [True, True]

@@ -1,0 +1,73 @@
+"""Runs a function on several ranks: real processes that talk through gloo."""
+
+import multiprocessing
+import tempfile
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+# Longer than the slowest import on a busy machine, shorter than a hung test suite.
+TIMEOUT_SECONDS = 60
+
+
+def _serve(connection):
+    torch.set_num_threads(1)
+    while (task := connection.recv()) is not None:
+        function, rank, world, store, args = task
+        try:
+            dist.init_process_group(
+                "gloo", init_method=f"file://{store}", rank=rank, world_size=world
+            )
+            torch.manual_seed(0)
+            result = (function(*args), None)
+            dist.barrier()
+        except BaseException:
+            result = (None, traceback.format_exc())
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+        connection.send(result)
+
+
+class Workers:
+    """Processes that start once and serve many tests."""
+
+    def __init__(self):
+        self.context = multiprocessing.get_context("spawn")
+        self.pairs = []
+
+    def run(self, world, function, *args):
+        """Return the function's results, one per rank; raise what a rank raised."""
+        while len(self.pairs) < world:
+            ours, theirs = self.context.Pipe()
+            process = self.context.Process(target=_serve, args=(theirs,), daemon=True)
+            process.start()
+            self.pairs.append((process, ours))
+        with tempfile.TemporaryDirectory() as folder:
+            store = Path(folder) / "store"
+            for rank, (_, connection) in enumerate(self.pairs[:world]):
+                connection.send((function, rank, world, store, args))
+            return self._collect(world)
+
+    def _collect(self, world):
+        results = []
+        for rank, (_, connection) in enumerate(self.pairs[:world]):
+            if not connection.poll(TIMEOUT_SECONDS):
+                self.stop()
+                raise TimeoutError(f"rank {rank} hangs")
+            result, error = connection.recv()
+            if error is not None:
+                self.stop()
+                raise RuntimeError(f"rank {rank} failed:\n{error}")
+            results.append(result)
+        return results
+
+    def stop(self):
+        for process, connection in self.pairs:
+            # A rank that waits for another one cannot be asked.
+            process.terminate()
+            process.join()
+            connection.close()
+        self.pairs = []
