@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
+from . import cpu, reference
 from . import foreach as foreach_execution
-from . import reference
 from .blocks import Block, Coefficients
 
 Execution = Callable[[Sequence[Block], Coefficients], None]
@@ -20,18 +22,37 @@ def choose(
 
     Args:
         params: the parameters.
-        foreach: True for lists of tensors, False against it, None to choose: lists
+        foreach: True for lists of tensors, False against it. None to choose: lists
             where every parameter is on an accelerator, since only there launches cost.
-        fused: True for a fused kernel, False or None against it.
+        fused: True for a fused kernel, False against it. None to choose: a kernel where
+            there is one, unless `foreach` is given.
 
     Returns:
         A function of blocks and coefficients.
 
     Raises:
-        RuntimeError: `fused` is True, and no fused execution exists.
+        RuntimeError: `fused` is True, and there is no kernel for these parameters.
     """
-    if fused:
-        raise RuntimeError("fused must be False or None: no fused execution exists yet")
+    # A kernel is called by address, which tracing cannot follow.
+    compiling = torch.compiler.is_compiling()
+    if fused or (fused is None and foreach is None and not compiling):
+        kernel = _kernel(params)
+        if fused and isinstance(kernel, str):
+            raise RuntimeError(f"fused must be False or None where {kernel}, got True")
+        if not isinstance(kernel, str) and not compiling:
+            return kernel
     if foreach is None:
         foreach = all(param.device.type != "cpu" for param in params)
     return foreach_execution.update if foreach else reference.update
+
+
+def _kernel(params: Sequence[Tensor]) -> Execution | str:
+    """Return the fused execution, or the reason why there is none."""
+    if not any(param.is_cuda for param in params):
+        return cpu.unavailable(params) or cpu.update
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    # Loaded only where it is needed, since it loads triton.
+    from . import triton
+
+    return triton.unavailable(params) or triton.update
