@@ -3,7 +3,9 @@ import torch
 from torch import nn
 
 from saiopt import SGDSaI
+from saiopt.lab.compare import plan
 from saiopt.lab.optimizers import OPTIMIZERS, get_optimizer, state_bytes
+from saiopt.lab.recipe import Recipe
 
 
 def build(
@@ -70,3 +72,26 @@ def test_biases_do_not_decay(name: str) -> None:
     }
     assert decays[1] == 0
     assert decays[2] > 0
+
+
+@pytest.mark.parametrize("suffix", ["bf16", "int8", "int4"])
+def test_a_low_bit_variant_takes_the_learning_rate_of_sgdsai(
+    tiny: Recipe, suffix: str
+) -> None:
+    [run] = plan(tiny, [f"sgdsai-{suffix}"], [0], {})
+    assert run.lr == tiny.lrs["sgdsai"]
+
+
+def test_low_bit_momentum_takes_its_bytes() -> None:
+    model = nn.Linear(128, 128)
+    for name, most in (
+        ("sgdsai-bf16", 2.1),
+        ("sgdsai-int8", 1.1),
+        ("sgdsai-int4", 0.6),
+    ):
+        spec = get_optimizer(name)
+        optimizer = spec.build(model, 0.1, 0.0, **spec.settings)
+        model(torch.randn(2, 128)).sum().backward()
+        optimizer.step()
+        held = state_bytes(optimizer) / sum(p.numel() for p in model.parameters())
+        assert held < most
