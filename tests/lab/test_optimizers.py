@@ -28,7 +28,7 @@ def test_an_unknown_name_is_answered_with_all_names() -> None:
         get_optimizer("adam")
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [n for n, s in OPTIMIZERS.items() if s.lr_of is None])
 def test_state_bytes_are_those_of_the_published_state(name: str) -> None:
     buffers = {"adamw": 2}.get(name, 1)
     scalars = {"sgd": 0}.get(name, 1)
