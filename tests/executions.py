@@ -12,7 +12,15 @@ from torch import nn
 
 from saiopt import state
 from saiopt.low_bit import dequantize
-from saiopt.update import Block, Coefficients, cpu, foreach, library, reference
+from saiopt.update import (
+    Block,
+    Coefficients,
+    cpu,
+    foreach,
+    library,
+    reference,
+    two_pass,
+)
 from saiopt.update.tiles import matrix_shape
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -20,11 +28,11 @@ CASES = [
     (dtype, state_dtype, stochastic)
     for dtype, state_dtype, stochastic in product(
         FLOATS,
-        (None, "none", torch.float32, torch.bfloat16, torch.int8, "int4"),
+        (None, "none", "float32", "bfloat16", "int8", "int4"),
         (None, False),
     )
-    if stochastic is None or torch.float32 not in (dtype, state_dtype)
-] + [(torch.float64, None, None), (torch.float64, torch.int8, None)]
+    if stochastic is None or "float32" not in (str(dtype)[6:], state_dtype)
+] + [(torch.float64, None, None), (torch.float64, "int8", None)]
 
 OPTIONS = {
     "plain": Coefficients(0.01, 0.9, 0.1, maximize=False),
@@ -76,7 +84,7 @@ def _on_cuda(update):
 
 def executions():
     """All executions but the reference that this machine can run, by name."""
-    found = {"foreach": foreach.update}
+    found = {"foreach": foreach.update, "two_pass": two_pass.update}
     if not isinstance(library.load(), str):
         found["cpu"] = cpu.update
     if importlib.util.find_spec("triton") is not None:

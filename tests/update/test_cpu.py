@@ -23,7 +23,7 @@ def test_the_number_of_threads_changes_no_bit(num_threads):
         ((700, 513), torch.float32, None),
         ((3,), torch.float32, None),
         ((640, 300), torch.bfloat16, None),
-        ((500, 333), torch.float32, torch.int8),
+        ((500, 333), torch.float32, "int8"),
         ((90, 4097), torch.bfloat16, "int4"),
     ]
     blocks = [make_block(*kind, None) for kind in kinds]
@@ -48,7 +48,7 @@ def test_float32_is_as_exact_as_the_reference_over_many_steps():
 
 
 def test_a_momentum_of_other_dtype_than_float64_is_left_to_the_reference():
-    block = make_block((8, 4), torch.float64, torch.float32, None)
+    block = make_block((8, 4), torch.float64, "float32", None)
     expected = copy_of(block)
     cpu.update([block], OPTIONS["plain"])
     exact = expected.momentum_buffer.double().lerp(expected.grad, 0.1)

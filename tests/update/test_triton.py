@@ -18,7 +18,7 @@ KINDS = [
     ((40, 64), torch.float32, None),
     ((3,), torch.float32, None),
     ((), torch.float32, None),
-    ((70, 64), torch.float32, torch.int8),
+    ((70, 64), torch.float32, "int8"),
     ((64, 80), torch.bfloat16, "int4"),
     ((129, 130), torch.float32, None),
 ]

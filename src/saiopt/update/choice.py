@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import cpu, reference
+from . import cpu, reference, two_pass
 from . import foreach as foreach_execution
 from .blocks import Block, Coefficients
 
@@ -24,8 +24,9 @@ def choose(
         params: the parameters.
         foreach: True for lists of tensors, False against it. None to choose: lists
             where every parameter is on an accelerator, since only there launches cost.
-        fused: True for a fused kernel, False against it. None to choose: a kernel where
-            there is one, unless `foreach` is given.
+        fused: True for a fused kernel, False against it. None to choose, unless
+            `foreach` is given: a kernel where there is one, and on a CPU without one
+            torch's own fused SGD for half of the rule.
 
     Returns:
         A function of blocks and coefficients.
@@ -34,15 +35,20 @@ def choose(
         RuntimeError: `fused` is True, and there is no kernel for these parameters.
     """
     # A kernel is called by address, which tracing cannot follow.
-    compiling = torch.compiler.is_compiling()
-    if fused or (fused is None and foreach is None and not compiling):
+    chooses = fused is None and foreach is None and not torch.compiler.is_compiling()
+    if fused or chooses:
         kernel = _kernel(params)
-        if fused and isinstance(kernel, str):
-            raise RuntimeError(f"fused must be False or None where {kernel}, got True")
-        if not isinstance(kernel, str) and not compiling:
+        if isinstance(kernel, str):
+            if fused:
+                raise RuntimeError(
+                    f"fused must be False or None where {kernel}, got True"
+                )
+        elif not torch.compiler.is_compiling():
             return kernel
     if foreach is None:
         foreach = all(param.device.type != "cpu" for param in params)
+    if chooses and all(param.is_cpu for param in params):
+        return two_pass.update
     return foreach_execution.update if foreach else reference.update
 
 
