@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from . import cpu, reference, two_pass
@@ -16,7 +15,11 @@ Execution = Callable[[Sequence[Block], Coefficients], None]
 
 
 def choose(
-    params: Sequence[Tensor], *, foreach: bool | None, fused: bool | None
+    params: Sequence[Tensor],
+    *,
+    foreach: bool | None,
+    fused: bool | None,
+    traced: bool = False,
 ) -> Execution:
     """Choose the execution for the parameters of a group.
 
@@ -27,6 +30,8 @@ def choose(
         fused: True for a fused kernel, False against it. None to choose, unless
             `foreach` is given: a kernel where there is one, and on a CPU without one
             torch's own fused SGD for half of the rule.
+        traced: whether torch.compile traces the step. A kernel is called by address,
+            which a trace cannot follow.
 
     Returns:
         A function of blocks and coefficients.
@@ -34,17 +39,13 @@ def choose(
     Raises:
         RuntimeError: `fused` is True, and there is no kernel for these parameters.
     """
-    # A kernel is called by address, which tracing cannot follow.
-    chooses = fused is None and foreach is None and not torch.compiler.is_compiling()
+    chooses = fused is None and foreach is None and not traced
     if fused or chooses:
-        kernel = _kernel(params)
-        if isinstance(kernel, str):
-            if fused:
-                raise RuntimeError(
-                    f"fused must be False or None where {kernel}, got True"
-                )
-        elif not torch.compiler.is_compiling():
+        kernel = "torch.compile traces the step" if traced else _kernel(params)
+        if not isinstance(kernel, str):
             return kernel
+        if fused:
+            raise RuntimeError(f"fused must be False or None where {kernel}, got True")
     if foreach is None:
         foreach = all(param.device.type != "cpu" for param in params)
     if chooses and all(param.is_cpu for param in params):
