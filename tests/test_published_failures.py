@@ -205,7 +205,7 @@ def test_the_closure_is_evaluated_once_with_gradients():
     assert loss > 0
 
 
-@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("foreach", [False, True, None])
 def test_a_compiled_step_equals_the_eager_one_and_calibrates_once(foreach):
     eager = TinyTransformer()
     compiled = copy.deepcopy(eager)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from . import cpu, reference, two_pass
@@ -34,21 +33,17 @@ def choose(
     Raises:
         RuntimeError: `fused` is True, and there is no kernel for these parameters.
     """
-    # A kernel is called by address, which tracing cannot follow.
-    chooses = fused is None and foreach is None and not torch.compiler.is_compiling()
+    chooses = fused is None and foreach is None
     if fused or chooses:
         kernel = _kernel(params)
-        if isinstance(kernel, str):
-            if fused:
-                raise RuntimeError(
-                    f"fused must be False or None where {kernel}, got True"
-                )
-        elif not torch.compiler.is_compiling():
+        if not isinstance(kernel, str):
             return kernel
-    if foreach is None:
-        foreach = all(param.device.type != "cpu" for param in params)
+        if fused:
+            raise RuntimeError(f"fused must be False or None where {kernel}, got True")
     if chooses and all(param.is_cpu for param in params):
         return two_pass.update
+    if foreach is None:
+        foreach = all(param.device.type != "cpu" for param in params)
     return foreach_execution.update if foreach else reference.update
 
 
