@@ -165,7 +165,7 @@ class SGDSaI(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for work in self._plan(traced=torch.compiler.is_compiling()):
+        for work in self._plan():
             work.run()
         return loss
 
@@ -256,7 +256,7 @@ class SGDSaI(Optimizer):
     # not for the compiler to trace; what it returns is tensors and operations on them.
     # The public `torch.compiler.disable` would import the whole compiler here.
     @torch._disable_dynamo
-    def _plan(self, only: Tensor | None = None, *, traced: bool = False) -> list[Work]:
+    def _plan(self, only: Tensor | None = None) -> list[Work]:
         """Calibrate what can be; return the updates of all blocks, or of one."""
         members = [
             (group, [p for p in group["params"] if only is None or p is only])
@@ -264,9 +264,7 @@ class SGDSaI(Optimizer):
         ]
         # Whatever can be refused is refused before anything changes.
         executions = [
-            choose(
-                params, foreach=group["foreach"], fused=group["fused"], traced=traced
-            )
+            choose(params, foreach=group["foreach"], fused=group["fused"])
             for group, params in members
         ]
         if only is None or only not in self.state:

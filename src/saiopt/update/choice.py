@@ -15,11 +15,7 @@ Execution = Callable[[Sequence[Block], Coefficients], None]
 
 
 def choose(
-    params: Sequence[Tensor],
-    *,
-    foreach: bool | None,
-    fused: bool | None,
-    traced: bool = False,
+    params: Sequence[Tensor], *, foreach: bool | None, fused: bool | None
 ) -> Execution:
     """Choose the execution for the parameters of a group.
 
@@ -30,8 +26,6 @@ def choose(
         fused: True for a fused kernel, False against it. None to choose, unless
             `foreach` is given: a kernel where there is one, and on a CPU without one
             torch's own fused SGD for half of the rule.
-        traced: whether torch.compile traces the step. A kernel is called by address,
-            which a trace cannot follow.
 
     Returns:
         A function of blocks and coefficients.
@@ -39,17 +33,17 @@ def choose(
     Raises:
         RuntimeError: `fused` is True, and there is no kernel for these parameters.
     """
-    chooses = fused is None and foreach is None and not traced
+    chooses = fused is None and foreach is None
     if fused or chooses:
-        kernel = "torch.compile traces the step" if traced else _kernel(params)
+        kernel = _kernel(params)
         if not isinstance(kernel, str):
             return kernel
         if fused:
             raise RuntimeError(f"fused must be False or None where {kernel}, got True")
-    if foreach is None:
-        foreach = all(param.device.type != "cpu" for param in params)
     if chooses and all(param.is_cpu for param in params):
         return two_pass.update
+    if foreach is None:
+        foreach = all(param.device.type != "cpu" for param in params)
     return foreach_execution.update if foreach else reference.update
 
 

@@ -87,7 +87,8 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
 
     Blocks that the kernel does not know go through :mod:`saiopt.update.reference`:
     those with tensors that are not contiguous, with scales that vary within the block,
-    with gradients of another dtype, and with codes that a study put in place.
+    with gradients of another dtype, and with codes that a study put in place. So does
+    everything under torch.compile, which cannot follow a call by address.
 
     Args:
         blocks: the tensors; parameters and momentum buffers change in place.
@@ -96,6 +97,9 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     Raises:
         RuntimeError: there is no kernel.
     """
+    if torch.compiler.is_compiling():
+        reference.update(blocks, coefficients)
+        return
     known, others = [], []
     for block in blocks:
         (known if _knows(block) else others).append(block)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from saiopt.low_bit import SHIPPED, code_of
 
-from . import reference
+from . import foreach, reference
 from .blocks import Block, Coefficients
 from .tiles import matrix_shape
 from .triton_kernel import NUM_COLUMNS, update_kernel
@@ -121,11 +121,16 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     Blocks that the kernel does not know go through :mod:`saiopt.update.reference`:
     those with tensors that are not contiguous, with scales that vary within the block,
     with gradients of another dtype, and with codes that a study put in place.
+    Everything under torch.compile goes through :mod:`saiopt.update.foreach`, since
+    tracing cannot follow addresses.
 
     Args:
         blocks: the tensors; parameters and momentum buffers change in place.
         coefficients: the numbers that the blocks share.
     """
+    if torch.compiler.is_compiling():
+        foreach.update(blocks, coefficients)
+        return
     kinds: dict[Kind, list[Block]] = defaultdict(list)
     for block in blocks:
         if not _knows(block):

@@ -22,12 +22,16 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     """Apply the rule to every block, one after the other.
 
     Blocks whose storage is not their arithmetic, whose tensors are not contiguous, or
-    whose scale varies within them go through :mod:`saiopt.update.reference`.
+    whose scale varies within them go through :mod:`saiopt.update.reference`; so does
+    everything under torch.compile, since the scales are read on the host.
 
     Args:
         blocks: the tensors on a CPU; parameters and momentum buffers change in place.
         coefficients: the numbers that the blocks share.
     """
+    if torch.compiler.is_compiling():
+        reference.update(blocks, coefficients)
+        return
     lr = float(coefficients.lr)
     for block in blocks:
         if _knows(block):
