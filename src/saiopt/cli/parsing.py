@@ -8,11 +8,18 @@ import tyro
 
 from saiopt.cli.compare import Compare
 from saiopt.cli.gsnr import Gsnr
+from saiopt.cli.noise import Noise
 from saiopt.cli.recipes import Recipes
 from saiopt.cli.refusal import RefusalError
 from saiopt.cli.train import Train
 
-_COMMANDS = {"compare": Compare, "train": Train, "gsnr": Gsnr, "recipes": Recipes}
+_COMMANDS = {
+    "compare": Compare,
+    "train": Train,
+    "gsnr": Gsnr,
+    "recipes": Recipes,
+    "noise": Noise,
+}
 
 
 def parse(arguments: Sequence[str]) -> Callable[[], None]:
