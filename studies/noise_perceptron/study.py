@@ -1,7 +1,8 @@
 """Do the perceptron's norm and training time follow the theory of SGD noise?
 
 Runs `saiopt noise perceptron` at its default size, which reuses finished runs, and
-copies rows, exponents, environment and figure beside this file.
+copies rows, exponents, environment and figure beside this file. Further arguments go to
+the command.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from pathlib import Path
 from saiopt.cli import main
 
 HERE = Path(__file__).parent
+RUNS = Path("runs")
 FILES = {
     "cells.jsonl": "results.jsonl",
     "exponents.json": "exponents.json",
@@ -23,17 +25,17 @@ FILES = {
 }
 
 
-def run(runs_dir: Path) -> None:
+def run(arguments: list[str]) -> None:
     """Carry out the study and keep its files."""
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
-        code = main(["noise", "perceptron", "--runs-dir", str(runs_dir), "--json"])
+        code = main(["noise", "perceptron", "--json", *arguments])
     if code:
         sys.exit(code)
-    folder = runs_dir / json.loads(output.getvalue())["folder"]
+    folder = RUNS / json.loads(output.getvalue())["folder"]
     for source, target in FILES.items():
         shutil.copyfile(folder / source, HERE / target)
 
 
 if __name__ == "__main__":
-    run(Path("runs"))
+    run(sys.argv[1:])
