@@ -115,7 +115,11 @@ class Mnas:
         """
         wide = 2 * self.width
         block = [(wide, self.width, 1, 1), (wide, 1, 3, 3), (self.width, wide, 1, 1)]
-        return [(self.width, self.channels, 3, 3), *(block * self.blocks), (self.width,)]
+        return [
+            (self.width, self.channels, 3, 3),
+            *(block * self.blocks),
+            (self.width,),
+        ]
 
     def output(self, weights: Weights, images: Tensor) -> Tensor:
         """Return f(w).

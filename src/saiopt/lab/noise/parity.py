@@ -54,32 +54,26 @@ def load_images(name: str, source: Path | None = None) -> Images:
     return Images(values, signs, digest.hexdigest()[:16])
 
 
-def split(images: Images, seed: int, pool: int, held_out: int) -> tuple[Tensor, Tensor]:
+def split(images: Images, seed: int, held_out: int) -> tuple[Tensor, Tensor]:
     """Draw a seed's training points and held-out points.
 
     Args:
         images: The task.
         seed: Of the draw.
-        pool: Training points; smaller training sets are the first of them.
-        held_out: At most this many of the others.
+        held_out: Number of points held out.
 
     Returns:
-        Their indices.
-
-    Raises:
-        ValueError: If no image would be left to be held out.
+        Indices to train on, of which a training set of P takes the first P, and the
+        others.
     """
-    count = len(images.labels)
-    if pool >= count:
-        raise ValueError(f"sizes must be below {count} of this data, got {pool}")
-    order = torch.randperm(count, generator=generator(seed, 0))
-    return order[:pool], order[pool : pool + held_out]
+    order = torch.randperm(len(images.labels), generator=generator(seed, 0))
+    return order[:-held_out], order[-held_out:]
 
 
 def _digits(source: Path | None) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     from sklearn.datasets import load_digits
 
-    pixels, digits = load_digits(return_X_y=True)
+    pixels, digits = map(np.asarray, load_digits(return_X_y=True))
     return pixels.reshape(-1, 1, 8, 8), _parity(digits)
 
 

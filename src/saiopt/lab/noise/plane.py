@@ -1,7 +1,6 @@
 """Many networks trained together by SGD, each at its own α, T, P and seed."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from saiopt.lab.noise.networks import Architecture, Weights, draw_weights
 from saiopt.lab.noise.parity import Images, split
 
 _BATCHES = 2
+_FAR = 1e3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Training:
         architecture: Of the networks.
         batch_size: B, points of a step, drawn with replacement.
         max_steps: Before training is given up.
-        held_out: Images for the test error, at most.
+        held_out: Images for the test error.
         device: Where to train.
         dtype: Of the weights.
     """
@@ -132,15 +132,16 @@ class Plane:
         beyond = torch.arange(margins.shape[1], device=margins.device)
         counts = beyond < self._sizes[:, None]
         fitted = ((margins >= 1) | ~counts).all(dim=1)
-        finite = (outputs.isfinite() | ~counts).all(dim=1)
+        changes = self._weight_changes()
+        # Beyond this the start is forgotten and hinge's bounded pull has no hold.
+        finite = (outputs.isfinite() | ~counts).all(dim=1) & (changes < _FAR)
         out_of_steps = self.steps >= self._training.max_steps
         ended = fitted | ~finite | out_of_steps
         if not ended.any():
             return []
         errors = self._test_errors()
-        changes = self._weight_changes()
         rows = [
-            self._row(i, bool(fitted[i]), bool(finite[i]), errors[i], changes[i])
+            self._row(i, bool(fitted[i]), bool(finite[i]), errors[i], float(changes[i]))
             for i in ended.nonzero().flatten().tolist()
         ]
         self._keep(~ended)
@@ -163,7 +164,7 @@ class Plane:
             weight.addcmul_(layer_grad, step_size, value=-1)
 
     def _measure_scales(self, grads: Sequence[Tensor]) -> list[Tensor]:
-        """Calibrate on the first batch, in which every point is unfitted since F = 0."""
+        """Calibrate on the first batch: since F = 0, all its points are unfitted."""
         by_rule = {
             name: layer_scales(name, grads)
             for name in {cell.optimizer for cell in self.cells}
@@ -181,7 +182,9 @@ class Plane:
         shape = (steps, self._training.batch_size)
         draws = [
             torch.rand(
-                shape, generator=generator(seed, _BATCHES, self.steps), dtype=torch.float64
+                shape,
+                generator=generator(seed, _BATCHES, self.steps),
+                dtype=torch.float64,
             )
             for seed in self._seeds
         ]
@@ -194,8 +197,9 @@ class Plane:
         self._rows = self._column(
             [self._seeds.index(cell.seed) for cell in self.cells], torch.int64
         )
-        parts = [split(images, seed, pool, training.held_out) for seed in self._seeds]
-        inside, outside = (torch.stack(part) for part in zip(*parts, strict=True))
+        parts = [split(images, seed, training.held_out) for seed in self._seeds]
+        inside = torch.stack([points[:pool] for points, _ in parts])
+        outside = torch.stack([points for _, points in parts])
         place = {"device": training.device, "dtype": training.dtype}
         self._points = images.images[inside].to(**place)
         self._labels = images.labels[inside].to(**place)
@@ -216,19 +220,19 @@ class Plane:
         wrong = outputs * self._held_out_labels[self._rows] <= 0
         return wrong.double().mean(dim=1).tolist()
 
-    def _weight_changes(self) -> list[float]:
-        moved = start = torch.zeros((), dtype=torch.float64)
+    def _weight_changes(self) -> Tensor:
+        """Return ‖w - w0‖ / ‖w0‖ over all layers."""
+        moved, start = torch.zeros_like(self._alphas), torch.zeros_like(self._alphas)
         for weight, first in zip(self.weights, self._starts, strict=True):
-            first = first[self._rows].flatten(1).double()
-            moved = moved + (weight.flatten(1) - first).square().sum(dim=1).cpu()
-            start = start + first.square().sum(dim=1).cpu()
-        return (moved / start).sqrt().tolist()
+            first = first[self._rows]
+            moved += (weight - first).flatten(1).square().sum(dim=1)
+            start += first.flatten(1).square().sum(dim=1)
+        return (moved / start).sqrt()
 
     def _row(
         self, i: int, fitted: bool, finite: bool, error: float, change: float
     ) -> dict[str, Any]:
         cell = self.cells[i]
-        finite = finite and math.isfinite(change)
         status = "fitted" if fitted else "unfitted" if finite else "diverged"
         steps = int(self._last_events[i]) if fitted else self.steps
         return {
