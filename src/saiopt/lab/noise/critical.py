@@ -1,6 +1,7 @@
 """Best and critical temperatures, and their exponents."""
 
 import dataclasses
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -117,7 +118,7 @@ def _crossover(rows: Sequence[Row]) -> float | None:
         if row["status"] != "fitted":
             break
         points.append((math.log(row["temperature"]), math.log(row["weight_change"])))
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         level = points[0][1] + math.log(_RISE)
         if y0 < level <= y1:
             return math.exp(x0 + (x1 - x0) * (level - y0) / (y1 - y0))

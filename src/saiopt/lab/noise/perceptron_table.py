@@ -21,7 +21,7 @@ def exponent_table(fits: Sequence[Fit]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("χ")
     table.add_column("exponent of", no_wrap=True)
-    for column in ("measured", "last 4 P", "last step", "theory", "n"):
+    for column in ("measured", "last 4 P", "last 2 P", "theory", "n"):
         table.add_column(column, justify="right", no_wrap=True)
     previous = None
     for fit in fits:

@@ -93,7 +93,8 @@ def write_report(
         _by_cell(plane),
         QUANTITIES,
         [(best.alpha, best.temperature) for best in findings.best],
-        rf"{name}, P = {findings.size}   ($\times$ diverged, … not fitted, ring: $T_{{opt}}$)",
+        rf"{name}, P = {findings.size}   "
+        r"($\times$ diverged, … not fitted, ring: $T_{opt}$)",
         [folder / f"plane.{suffix}" for suffix in ("png", "svg")],
     )
     sweep = [row for row in rows if row["alpha"] == findings.alpha]
