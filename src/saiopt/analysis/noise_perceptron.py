@@ -87,3 +87,26 @@ def _draw_slopes(axes: "Axes", curve: SizeCurve, style: str, color: str) -> None
     places = [(low * high) ** 0.5 for low, high, _ in curve.slopes]
     slopes = [slope / curve.theory for *_, slope in curve.slopes]
     axes.plot(places, slopes, style, ms=4, lw=1.2, color=color)
+
+
+def plot_agreement(
+    samples: Mapping[str, Mapping[str, Sequence[float]]],
+    title: str,
+    paths: Sequence[Path],
+) -> None:
+    """Draw the distribution function of each sample, a panel per quantity.
+
+    Args:
+        samples: Axis label of the quantity, then name of the simulation.
+        title: Heading.
+        paths: Files to write.
+    """
+    with figure(paths, (4.6 * len(samples), 4.0), len(samples)) as (drawing, all_axes):
+        for axes, (label, by_name) in zip(all_axes, samples.items(), strict=True):
+            styles = zip(COLORS, ("-", "--"), by_name.items(), strict=False)
+            for color, style, (name, values) in styles:
+                axes.ecdf(values, color=color, ls=style, lw=1.6, label=name)
+            axes.set(xscale="log", xlabel=label)
+        all_axes[0].set_ylabel("share of runs at or below")
+        all_axes[0].legend(frameon=False)
+        drawing.suptitle(title, x=0.01, ha="left", fontsize=11)
