@@ -6,8 +6,10 @@ from io import StringIO
 
 import tyro
 
+from saiopt.cli.bench import Bench
 from saiopt.cli.compare import Compare
 from saiopt.cli.gsnr import Gsnr
+from saiopt.cli.memory import Memory
 from saiopt.cli.noise import Noise
 from saiopt.cli.recipes import Recipes
 from saiopt.cli.refusal import RefusalError
@@ -19,6 +21,8 @@ _COMMANDS = {
     "gsnr": Gsnr,
     "recipes": Recipes,
     "noise": Noise,
+    "memory": Memory,
+    "bench": Bench,
 }
 
 
