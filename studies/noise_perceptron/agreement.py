@@ -1,6 +1,6 @@
 """Does the event-driven simulation have the law of plain SGD?
 
-Trains 2500 perceptrons of either kind, each on its own points, and writes agreement.json
+Trains 2500 perceptrons of either kind, each on its own points. Writes agreement.json
 and the figure beside this file.
 """
 

@@ -93,7 +93,7 @@ class Perceptron:
         from saiopt.lab.noise.perceptron import plan, train_cells
 
         cells = plan(self.chi, self.sizes, self.temperatures, self.seeds)
-        workers = self.workers or os.cpu_count() or 1
+        workers = (os.cpu_count() or 1) if self.workers is None else self.workers
         if workers < 1:
             raise RefusalError(f"workers must be at least 1, got {workers}")
         with counting(len(cells), "runs", Console(stderr=self.json)) as count:
