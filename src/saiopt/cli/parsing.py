@@ -10,6 +10,7 @@ from saiopt.cli.bench import Bench
 from saiopt.cli.compare import Compare
 from saiopt.cli.gsnr import Gsnr
 from saiopt.cli.memory import Memory
+from saiopt.cli.noise import Noise
 from saiopt.cli.recipes import Recipes
 from saiopt.cli.refusal import RefusalError
 from saiopt.cli.train import Train
@@ -19,6 +20,7 @@ _COMMANDS = {
     "train": Train,
     "gsnr": Gsnr,
     "recipes": Recipes,
+    "noise": Noise,
     "memory": Memory,
     "bench": Bench,
 }

@@ -1,0 +1,132 @@
+"""Heat maps over (α, T), and critical temperatures."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saiopt.analysis.figure import COLORS, figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_MARKS = {"diverged": r"$\times$", "unfitted": "…"}
+
+
+@dataclasses.dataclass(frozen=True)
+class PlaneCell:
+    """The mean over seeds at one α and T.
+
+    Args:
+        values: By quantity; empty if no seed has any.
+        mark: ``diverged``, ``unfitted`` or, if every seed was fitted, nothing.
+    """
+
+    values: Mapping[str, float]
+    mark: str
+
+
+def plot_plane(
+    cells: Mapping[tuple[float, float], PlaneCell],
+    quantities: Mapping[str, str],
+    best: Sequence[tuple[float, float]],
+    title: str,
+    paths: Sequence[Path],
+) -> None:
+    """Draw one heat map per quantity.
+
+    Args:
+        cells: By α and T.
+        quantities: Title by name; all but ``test_error`` are drawn in logarithms.
+        best: α and T_opt, drawn as circles on the first map.
+        title: Heading.
+        paths: Files to write.
+    """
+    alphas, temperatures = (sorted({key[i] for key in cells}) for i in range(2))
+    with figure(paths, (4.1 * len(quantities), 4.1), len(quantities)) as (
+        drawing,
+        all_axes,
+    ):
+        for axes, (name, label) in zip(all_axes, quantities.items(), strict=True):
+            image = _draw_map(axes, cells, alphas, temperatures, name)
+            drawing.colorbar(image, ax=axes, shrink=0.85)
+            axes.set(title=label, xlabel=r"$\alpha$")
+        for alpha, temperature in best:
+            place = (alphas.index(alpha), temperatures.index(temperature))
+            all_axes[0].plot(*place, "o", ms=9, mfc="none", mec="white", mew=1.8)
+        all_axes[0].set_ylabel("T = lr / batch size")
+        drawing.suptitle(title, x=0.01, ha="left", fontsize=11)
+
+
+def _draw_map(
+    axes: "Axes",
+    cells: Mapping[tuple[float, float], PlaneCell],
+    alphas: Sequence[float],
+    temperatures: Sequence[float],
+    name: str,
+) -> Any:  # noqa: ANN401 - matplotlib's image
+    from matplotlib.colors import LogNorm, Normalize
+
+    grid = [
+        [cells[a, t].values.get(name, math.nan) for a in alphas] for t in temperatures
+    ]
+    finite = [value for row in grid for value in row if value == value and value > 0]
+    low, high = min(finite, default=0.5), max(finite, default=1.0)
+    norm = Normalize(low, high) if name == "test_error" else LogNorm(low, high)
+    axes.set_facecolor("#EEEEEE")
+    axes.grid(visible=False)
+    image = axes.imshow(grid, origin="lower", aspect="auto", cmap="viridis", norm=norm)
+    for (alpha, temperature), cell in cells.items():
+        if cell.mark:
+            place = (alphas.index(alpha), temperatures.index(temperature))
+            axes.annotate(
+                _MARKS[cell.mark], place, ha="center", va="center", color="#666666"
+            )
+    axes.set_xticks(range(len(alphas)), [power_of_two(a) for a in alphas])
+    axes.set_yticks(range(len(temperatures)), [power_of_two(t) for t in temperatures])
+    return image
+
+
+def power_of_two(value: float) -> str:
+    """Write a power of two as such and another number as it is.
+
+    >>> power_of_two(0.25), power_of_two(1.0), power_of_two(0.3)
+    ('$2^{-2}$', '1', '0.3')
+    """
+    mantissa, exponent = math.frexp(value)
+    if mantissa != 0.5 or exponent == 1:
+        return f"{value:g}"
+    return f"$2^{{{exponent - 1}}}$"
+
+
+def plot_weight_change(
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    critical: Mapping[str, Sequence[float]],
+    title: str,
+    paths: Sequence[Path],
+) -> None:
+    """Draw the relative weight change against T, with every seed's T_c as a tick.
+
+    Args:
+        curves: T and geometric mean over seeds, by name.
+        critical: T_c of every seed that has one, by the same names.
+        title: Heading.
+        paths: Files to write.
+    """
+    with figure(paths, (7.2, 4.4)) as (_, (axes,)):
+        for color, (name, points) in zip(COLORS, curves.items(), strict=False):
+            if not points:
+                continue
+            axes.plot(*zip(*points, strict=True), "o-", ms=4, color=color, label=name)
+            for temperature in critical.get(name, ()):
+                axes.axvline(temperature, ymax=0.06, color=color, lw=1.5)
+        axes.set(
+            xscale="log",
+            yscale="log",
+            xlabel="T = lr / batch size; ticks: $T_c$ of each seed",
+            ylabel="relative weight change",
+            title=title,
+        )
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)

@@ -1,0 +1,142 @@
+"""``saiopt noise phase``."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import arg
+
+from saiopt.cli.output import new_console, print_json
+from saiopt.cli.refusal import RefusalError, refusing, require_writable
+
+if TYPE_CHECKING:
+    import torch
+
+    from saiopt.lab.noise.cells import Cells, Row
+    from saiopt.lab.noise.phase import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Train planes of networks over (α, T) and find the best and critical temperatures.
+
+    Args:
+        alphas: Scales of the loss: far above 1 is lazy, far below learns features.
+        temperatures: T = lr / batch size.
+        sizes: Training points P; the middle one gets the plane, the others one alpha.
+        seeds: Number of seeds.
+        optimizer: Rule for the lr of each layer.
+        data: Images with labels +1 and -1.
+        source: Folder of the data's parquet files, instead of the hub.
+        architecture: Five hidden layers, or a small convolutional net.
+        width: Of the hidden layers.
+        batch_size: Points of a step.
+        max_steps: Steps before a run is given up and reported as such.
+        runs_dir: Keeps the finished runs, which are reused.
+        device: Where to train.
+        threads: CPU threads.
+        json: Print JSON only; progress goes to stderr.
+    """
+
+    alphas: Annotated[
+        tuple[float, ...],
+        arg(metavar="X ...", help_behavior_hint="(default: 2^-6 to 2^12 by 2^3)"),
+    ] = tuple(2.0**power for power in range(-6, 13, 3))
+    temperatures: Annotated[
+        tuple[float, ...],
+        arg(metavar="X ...", help_behavior_hint="(default: 2^-13 to 2^-3 by 2^2)"),
+    ] = tuple(2.0**power for power in range(-13, -2, 2))
+    sizes: Annotated[tuple[int, ...], arg(metavar="N ...")] = (64, 128, 256, 512, 1024)
+    seeds: Annotated[int, arg(metavar="N")] = 3
+    optimizer: Annotated[
+        Literal["sgd", "sgdsai", "sgdsai-sqrt-numel"], arg(metavar="NAME")
+    ] = "sgd"
+    data: Literal["digits", "mnist", "cifar10"] = "digits"
+    source: Annotated[
+        Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the hub)")
+    ] = None
+    architecture: Literal["fc", "mnas"] = "fc"
+    width: Annotated[int, arg(metavar="N")] = 64
+    batch_size: Annotated[int, arg(metavar="N")] = 16
+    max_steps: Annotated[int, arg(metavar="N")] = 20_000
+    runs_dir: Annotated[Path, arg(metavar="FOLDER")] = Path("runs")
+    device: Annotated[
+        Literal["cpu", "cuda"] | None,
+        arg(help_behavior_hint="(default: cuda if there is one)"),
+    ] = None
+    threads: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: torch's choice)")
+    ] = None
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
+
+    def __call__(self) -> None:
+        """Train, fit and print."""
+        from saiopt.lab.noise.phase import Settings
+        from saiopt.lab.noise.phase_report import (
+            find,
+            findings_as_json,
+            report_folder,
+            write_report,
+        )
+        from saiopt.lab.noise.phase_table import lost_text, phase_table, trust_text
+        from saiopt.lab.run_folder import RunFolderError
+
+        with refusing(ValueError, FileNotFoundError, ConnectionError, RunFolderError):
+            settings = Settings(
+                self.data,
+                self.architecture,
+                self.width,
+                self.batch_size,
+                self.max_steps,
+            )
+            require_writable(self.runs_dir)
+            cells, rows = self._train(settings)
+        findings = find(rows)
+        name = f"{self.data}, {self.architecture}, {self.optimizer}"
+        folder = report_folder(cells.folder, rows)
+        write_report(folder, name, rows, findings)
+        if self.json:
+            print_json({"folder": str(folder), **findings_as_json(findings)})
+            return
+        console = new_console()
+        console.print()
+        console.print(phase_table(findings))
+        for text in (lost_text(findings), trust_text(findings)):
+            console.print(f"\n{text}")
+        console.print(f"\nHeat maps and findings: {folder}/", soft_wrap=True)
+
+    def _train(self, settings: "Settings") -> "tuple[Cells, list[Row]]":
+        from rich.console import Console
+
+        from saiopt.lab.noise.counting import counting
+        from saiopt.lab.noise.parity import load_images
+        from saiopt.lab.noise.phase import open_cells, plan, train_cells
+
+        device = self._device()
+        cells = plan(
+            [self.optimizer], self.alphas, self.temperatures, self.sizes, self.seeds
+        )
+        images = load_images(self.data, self.source)
+        folder = open_cells(settings, images, self.runs_dir, device)
+        with counting(len(cells), "networks", Console(stderr=self.json)) as count:
+            rows = train_cells(
+                settings,
+                cells,
+                images,
+                folder,
+                device,
+                lambda made, step: count(made, f"step {step}"),
+            )
+        return folder, rows
+
+    def _device(self) -> "torch.device":
+        import torch
+
+        if self.threads is not None:
+            if self.threads < 1:
+                raise RefusalError(f"threads must be at least 1, got {self.threads}")
+            torch.set_num_threads(self.threads)
+        has_cuda = torch.cuda.is_available()
+        if self.device == "cuda" and not has_cuda:
+            raise RefusalError("device must be cpu where there is no CUDA, got cuda")
+        return torch.device(self.device or ("cuda" if has_cuda else "cpu"))

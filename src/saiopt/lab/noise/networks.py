@@ -1,0 +1,173 @@
+"""Networks without biases in the mean-field scaling, as functions of their weights."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv2d, relu
+
+from saiopt.lab.draws import generator
+
+Weights: TypeAlias = Sequence[Tensor]
+
+# φ(z) = √2·relu(z) has E[φ(z)²] = 1 for z ~ N(0, 1), because E[relu(z)²] = 1/2.
+RELU_GAIN = math.sqrt(2)
+
+
+def activation(z: Tensor) -> Tensor:
+    """Return √2·relu(z), whose second moment is 1 for z ~ N(0, 1).
+
+    Args:
+        z: Any shape.
+
+    Returns:
+        The same shape.
+    """
+    return RELU_GAIN * relu(z)
+
+
+class Architecture(Protocol):
+    """Shapes of the weights and the output as their function."""
+
+    @property
+    def width(self) -> int:
+        """h, the fan-in of the output, by which it is divided."""
+        ...
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Return the shape of each weight tensor."""
+        ...
+
+    def output(self, weights: Weights, images: Tensor) -> Tensor:
+        """Return f(w), shape (B,), of images, shape (B, d) or (B, C, H, W)."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FullyConnected:
+    """Five hidden layers: h ← φ(W h/√fan_in), f = a·h/width.
+
+    Args:
+        inputs: d, number of pixels.
+        width: h of every hidden layer.
+        depth: Hidden layers.
+
+    References:
+        Sclocchi, Geiger and Wyart (2023), arXiv 2301.13703.
+    """
+
+    inputs: int
+    width: int
+    depth: int = 5
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes from the input to the output.
+
+        Returns:
+            (h, d), then (h, h), then (h,).
+        """
+        hidden = [(self.width, self.width)] * (self.depth - 1)
+        return [(self.width, self.inputs), *hidden, (self.width,)]
+
+    def output(self, weights: Weights, images: Tensor) -> Tensor:
+        """Return f(w).
+
+        Args:
+            weights: Of the shapes above.
+            images: Shape (B, ...), flattened to (B, d).
+
+        Returns:
+            Shape (B,).
+        """
+        hidden = images.flatten(1)
+        for weight in weights[:-1]:
+            hidden = activation(hidden @ weight.T / math.sqrt(weight.shape[1]))
+        return hidden @ weights[-1] / self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class Mnas:
+    """A small convolutional net of inverted bottlenecks, in the manner of MNASNet.
+
+    A 3x3 stem, then per block: 1x1 to twice the width, depthwise 3x3, 1x1 back, added
+    to the block's input and divided by √2, with stride 2 in front of each block but the
+    first; the mean over space goes into the output. It deviates from MNASNet in having
+    neither biases nor batch normalisation, which would hide the scale of the weights.
+
+    Args:
+        channels: C of the images.
+        width: h.
+        blocks: Their number.
+    """
+
+    channels: int
+    width: int
+    blocks: int = 3
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes from the stem to the output.
+
+        Returns:
+            (out, in, k, k) of each convolution, then (h,).
+        """
+        wide = 2 * self.width
+        block = [(wide, self.width, 1, 1), (wide, 1, 3, 3), (self.width, wide, 1, 1)]
+        return [
+            (self.width, self.channels, 3, 3),
+            *(block * self.blocks),
+            (self.width,),
+        ]
+
+    def output(self, weights: Weights, images: Tensor) -> Tensor:
+        """Return f(w).
+
+        Args:
+            weights: Of the shapes above.
+            images: Shape (B, C, H, W).
+
+        Returns:
+            Shape (B,).
+        """
+        hidden = activation(_convolve(images, weights[0]))
+        for block in range(self.blocks):
+            if block:
+                hidden = hidden[..., ::2, ::2]
+            inside = hidden
+            for weight in weights[1 + 3 * block : 4 + 3 * block]:
+                inside = activation(_convolve(inside, weight))
+            hidden = (hidden + inside) / math.sqrt(2)
+        return hidden.mean(dim=(-2, -1)) @ weights[-1] / self.width
+
+
+def _convolve(images: Tensor, weight: Tensor) -> Tensor:
+    fan_in = math.prod(weight.shape[1:])
+    groups = images.shape[-3] // weight.shape[1]
+    padding = weight.shape[-1] // 2
+    return conv2d(images, weight / math.sqrt(fan_in), padding=padding, groups=groups)
+
+
+ARCHITECTURES: dict[str, Callable[[Sequence[int], int], Architecture]] = {
+    "fc": lambda shape, width: FullyConnected(math.prod(shape), width),
+    "mnas": lambda shape, width: Mnas(shape[0], width),
+}
+
+
+def draw_weights(architecture: Architecture, seed: int, dtype: torch.dtype) -> Weights:
+    """Draw all weights from N(0, 1).
+
+    Args:
+        architecture: Whose shapes they have.
+        seed: Of the draw.
+        dtype: Of the result; the draw itself is in float64.
+
+    Returns:
+        One tensor per layer, on the CPU.
+    """
+    source = generator(seed, 1)
+    return [
+        torch.randn(shape, generator=source, dtype=torch.float64).to(dtype)
+        for shape in architecture.shapes()
+    ]

@@ -1,0 +1,229 @@
+"""The perceptron under SGD noise: when, and with which weights, every point fits."""
+
+import dataclasses
+import multiprocessing
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from saiopt.lab.environment import environment
+from saiopt.lab.noise.cells import Cells, Row
+from saiopt.lab.noise.perceptron_data import numpy_generator, signed_points
+
+_DATA, _SGD = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all cells share.
+
+    Args:
+        dimension: d >= 2.
+        batch_size: B, points of a step, drawn without replacement.
+        alpha: α of the loss relu(1 - αyF)/α.
+        max_events: Steps that change the weights, before training is given up.
+    """
+
+    dimension: int = 64
+    batch_size: int = 2
+    alpha: float = 32768.0
+    max_events: int = 5_000_000
+
+    def __post_init__(self) -> None:
+        if self.dimension < 2:
+            raise ValueError(f"dimension must be at least 2, got {self.dimension}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.alpha <= 0:
+            raise ValueError(f"alpha must be positive, got {self.alpha}")
+        if self.max_events < 1:
+            raise ValueError(f"max_events must be at least 1, got {self.max_events}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training.
+
+    Args:
+        chi: χ, exponent of the density of points at the boundary.
+        size: P, number of points.
+        temperature: T = η/B.
+        seed: Of the points and of the batches.
+    """
+
+    chi: float
+    size: int
+    temperature: float
+    seed: int
+
+
+def plan(
+    chis: Sequence[float],
+    sizes: Sequence[int],
+    temperatures: Sequence[float],
+    seeds: int,
+) -> list[Cell]:
+    """Cross a sweep of sizes and one of temperatures at the middle of each other.
+
+    Args:
+        chis: Values of χ.
+        sizes: Values of P, swept at the middle temperature.
+        temperatures: Values of T, swept at the middle size.
+        seeds: Their number.
+
+    Returns:
+        Each cell once, the smallest first.
+
+    Raises:
+        ValueError: If a value is out of range or a list is empty.
+    """
+    for name, values in {
+        "chi": chis,
+        "sizes": sizes,
+        "temperatures": temperatures,
+    }.items():
+        if not values:
+            raise ValueError(f"{name} must hold at least one value, got none")
+    if min(chis) <= -1:
+        raise ValueError(f"chi must be greater than -1, got {min(chis)}")
+    if min(sizes) < 2:
+        raise ValueError(f"sizes must be at least 2, got {min(sizes)}")
+    if min(temperatures) <= 0:
+        raise ValueError(f"temperatures must be positive, got {min(temperatures)}")
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    middle_size, middle_temperature = middle(sizes), middle(temperatures)
+    pairs = {(size, middle_temperature) for size in sizes}
+    pairs |= {(middle_size, temperature) for temperature in temperatures}
+    return [
+        Cell(chi, size, temperature, seed)
+        for size, temperature in sorted(pairs)
+        for chi in sorted(set(chis), reverse=True)
+        for seed in range(seeds)
+    ]
+
+
+def middle(values: Sequence[float]) -> Any:  # noqa: ANN401 - int of ints
+    """Return the median, the lower one of two.
+
+    Args:
+        values: At least one.
+
+    Returns:
+        One of the values.
+    """
+    return statistics.median_low(sorted(set(values)))
+
+
+def train_cell(settings: Settings, cell: Cell) -> Row:
+    """Train one cell.
+
+    Args:
+        settings: Of the study.
+        cell: What to train.
+
+    Returns:
+        The cell's fields; ``fitted``, false where ``max_events`` ran out; ``events``;
+        ``steps``; ``time`` = η·steps; ``norm`` = ‖w‖ and its parts ``signal`` = w₁ and
+        ``noise`` = ‖w⊥‖.
+    """
+    from saiopt.lab.noise.perceptron_kernel import train
+
+    data_key = (cell.chi, cell.size, cell.seed)
+    points = signed_points(
+        cell.size, settings.dimension, cell.chi, numpy_generator(_DATA, *data_key)
+    )
+    weights, steps, events, fitted = train(
+        points,
+        1 / (settings.alpha * cell.temperature),
+        settings.batch_size,
+        settings.max_events,
+        numpy_generator(_SGD, *data_key, cell.temperature),
+    )
+    return {
+        **dataclasses.asdict(cell),
+        "fitted": bool(fitted),
+        "events": int(events),
+        "steps": float(steps),
+        "time": float(steps * cell.temperature * settings.batch_size),
+        "norm": float(cell.temperature * np.linalg.norm(weights)),
+        "signal": float(cell.temperature * weights[0]),
+        "noise": float(cell.temperature * np.linalg.norm(weights[1:])),
+    }
+
+
+def open_cells(settings: Settings, runs_dir: Path) -> Cells:
+    """Open the folder of a study.
+
+    Args:
+        settings: Of the study.
+        runs_dir: Where such folders live.
+
+    Returns:
+        The folder.
+    """
+    versions = {name: version(name) for name in ("numba", "numpy")}
+    identity = {**dataclasses.asdict(settings), **versions}
+    origin = {**environment(torch.device("cpu"), "drawn"), **versions}
+    key = [field.name for field in dataclasses.fields(Cell)]
+    return Cells(runs_dir, "noise-perceptron", identity, origin, key)
+
+
+def train_cells(
+    settings: Settings,
+    cells: Sequence[Cell],
+    folder: Cells,
+    workers: int,
+    observe: Callable[[Row, bool], None],
+) -> list[Row]:
+    """Train the cells that are not finished yet.
+
+    Args:
+        settings: Of the study.
+        cells: All that is wanted, the smallest first.
+        folder: Keeps finished cells.
+        workers: Processes that train.
+        observe: Told of each finished row, and whether it was there before.
+
+    Returns:
+        One row per cell, in the cells' order.
+    """
+    done = folder.finished()
+    wanted = [folder.key_of(dataclasses.asdict(cell)) for cell in cells]
+    for key in wanted:
+        if key in done:
+            observe(done[key], True)
+    missing = [cell for cell, key in zip(cells, wanted, strict=True) if key not in done]
+    for row in _train_all(settings, missing, min(workers, len(missing))):
+        folder.add([row])
+        done[folder.key_of(row)] = row
+        observe(row, False)
+    return [done[key] for key in wanted]
+
+
+def _train_all(
+    settings: Settings, cells: Sequence[Cell], workers: int
+) -> Iterable[Row]:
+    if workers <= 1:
+        return (train_cell(settings, cell) for cell in cells)
+    return _train_in_processes(settings, cells, workers)
+
+
+def _train_in_processes(
+    settings: Settings, cells: Sequence[Cell], workers: int
+) -> Iterator[Row]:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        # The largest first, or the last process would work alone at the end.
+        jobs = [pool.submit(train_cell, settings, cell) for cell in reversed(cells)]
+        try:
+            for job in as_completed(jobs):
+                yield job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)

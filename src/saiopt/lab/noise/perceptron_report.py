@@ -1,0 +1,65 @@
+"""The perceptron study as files: rows, exponents and picture."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from saiopt.analysis.noise_perceptron import SizeCurve, plot_perceptron
+from saiopt.lab.atomic import write_json
+from saiopt.lab.noise.cells import Row
+from saiopt.lab.noise.perceptron import Settings, middle
+from saiopt.lab.noise.perceptron_exponents import Fit
+
+_LABELS = {"norm": "norm ‖w‖", "time": "time t*"}
+
+
+def fits_as_json(fits: Sequence[Fit]) -> list[dict[str, Any]]:
+    """Return fits as JSON types.
+
+    Args:
+        fits: To be written.
+
+    Returns:
+        One object per fit.
+    """
+    return [dataclasses.asdict(fit) for fit in fits]
+
+
+def write_report(
+    folder: Path, settings: Settings, rows: Sequence[Row], fits: Sequence[Fit]
+) -> None:
+    """Write ``exponents.json`` and, with two sizes or more, ``perceptron.png`` and svg.
+
+    Args:
+        folder: Where to write.
+        settings: Of the study.
+        rows: All cells.
+        fits: Of the rows.
+    """
+    write_json(folder / "exponents.json", fits_as_json(fits))
+    temperature = middle([row["temperature"] for row in rows])
+    curves = {
+        label: {
+            fit.chi: SizeCurve(
+                [
+                    (row["size"], row[quantity])
+                    for row in rows
+                    if row["chi"] == fit.chi
+                    and row["temperature"] == temperature
+                    and row["fitted"]
+                ],
+                fit.local,
+                fit.theory,
+            )
+            for fit in fits
+            if (fit.quantity, fit.against) == (quantity, "size")
+        }
+        for quantity, label in _LABELS.items()
+    }
+    title = (
+        f"Perceptron at T = {temperature:g}, d = {settings.dimension}, "
+        f"B = {settings.batch_size}"
+    )
+    paths = [folder / f"perceptron.{suffix}" for suffix in ("png", "svg")]
+    plot_perceptron(curves, title, paths)

@@ -1,0 +1,178 @@
+"""Planes of networks over (α, T), and T_c over P: settings, plan, training."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from saiopt.lab.environment import environment
+from saiopt.lab.noise.cells import Cells, Row
+from saiopt.lab.noise.layer_scales import OPTIMIZERS
+from saiopt.lab.noise.networks import ARCHITECTURES
+from saiopt.lab.noise.parity import Images
+from saiopt.lab.noise.perceptron import middle
+from saiopt.lab.noise.plane import Cell, Training, train_plane
+
+_KEY = [field.name for field in dataclasses.fields(Cell)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all cells share.
+
+    Args:
+        data: A name of :data:`saiopt.lab.noise.parity.LOADERS`.
+        architecture: A name of :data:`saiopt.lab.noise.networks.ARCHITECTURES`.
+        width: h of the hidden layers.
+        batch_size: B.
+        max_steps: Before training is given up.
+        held_out: Images for the test error.
+        look_every: Steps between looks at the whole training loss.
+    """
+
+    data: str = "digits"
+    architecture: str = "fc"
+    width: int = 64
+    batch_size: int = 16
+    max_steps: int = 20_000
+    held_out: int = 512
+    look_every: int = 64
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"architecture must be one of {', '.join(ARCHITECTURES)}, "
+                f"got {self.architecture}"
+            )
+        for name in ("width", "batch_size", "max_steps", "held_out", "look_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"{name} must be at least 1, got {getattr(self, name)}"
+                )
+
+
+def plan(
+    optimizers: Sequence[str],
+    alphas: Sequence[float],
+    temperatures: Sequence[float],
+    sizes: Sequence[int],
+    seeds: int,
+) -> list[Cell]:
+    """Plan a plane over (α, T) at the middle P, and a row over T at every other P.
+
+    Args:
+        optimizers: Names of :data:`saiopt.lab.noise.layer_scales.OPTIMIZERS`.
+        alphas: Values of α; a row is at the middle one.
+        temperatures: Values of T.
+        sizes: Values of P.
+        seeds: Their number.
+
+    Returns:
+        Each cell once.
+
+    Raises:
+        ValueError: If a value is out of range or a list is empty.
+    """
+    lists = {"alphas": alphas, "temperatures": temperatures, "sizes": sizes}
+    for name, values in lists.items():
+        if not values or min(values) <= 0:
+            got = "none" if not values else min(values)
+            raise ValueError(f"{name} must hold positive numbers, got {got}")
+    if unknown := set(optimizers) - set(OPTIMIZERS):
+        raise ValueError(
+            f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {min(unknown)}"
+        )
+    if seeds < 1:
+        raise ValueError(f"seeds must be at least 1, got {seeds}")
+    pairs = {(middle(sizes), alpha) for alpha in alphas}
+    pairs |= {(size, middle(alphas)) for size in sizes}
+    return [
+        Cell(optimizer, size, alpha, temperature, seed)
+        for optimizer in dict.fromkeys(optimizers)
+        for size, alpha in sorted(pairs)
+        for temperature in sorted(set(temperatures))
+        for seed in range(seeds)
+    ]
+
+
+def open_cells(
+    settings: Settings, images: Images, runs_dir: Path, device: torch.device
+) -> Cells:
+    """Open the folder of a study.
+
+    Args:
+        settings: Of the study.
+        images: The task.
+        runs_dir: Where such folders live.
+        device: Where it trains.
+
+    Returns:
+        The folder.
+    """
+    identity = {
+        **dataclasses.asdict(settings),
+        "fingerprint": images.fingerprint,
+        "device": device.type,
+        "torch": version("torch"),
+    }
+    origin = environment(device, images.fingerprint)
+    return Cells(runs_dir, "noise-phase", identity, origin, _KEY)
+
+
+def train_cells(
+    settings: Settings,
+    cells: Sequence[Cell],
+    images: Images,
+    folder: Cells,
+    device: torch.device,
+    observe: Callable[[int, int], None],
+) -> list[Row]:
+    """Train the cells that are not finished yet, all together.
+
+    Args:
+        settings: Of the study.
+        cells: All that is wanted.
+        images: The task.
+        folder: Keeps finished cells.
+        device: Where to train.
+        observe: Told of the number of cells that ended, and of the steps so far.
+
+    Returns:
+        One row per cell, in the cells' order.
+
+    Raises:
+        ValueError: If the data are fewer than a cell needs.
+    """
+    largest = len(images.labels) - settings.held_out
+    if max(cell.size for cell in cells) > largest:
+        raise ValueError(
+            f"sizes must be at most {largest} with {settings.held_out} images held "
+            f"out, got {max(cell.size for cell in cells)}"
+        )
+    done = folder.finished()
+    wanted = [folder.key_of(dataclasses.asdict(cell)) for cell in cells]
+    missing = [cell for cell, key in zip(cells, wanted, strict=True) if key not in done]
+    observe(len(cells) - len(missing), 0)
+
+    def keep(steps: int, rows: list[Row]) -> None:
+        folder.add(rows)
+        done.update((folder.key_of(row), row) for row in rows)
+        observe(len(rows), steps)
+
+    if missing:
+        training = _training(settings, images, device)
+        train_plane(missing, training, images, settings.look_every, keep)
+    return [done[key] for key in wanted]
+
+
+def _training(settings: Settings, images: Images, device: torch.device) -> Training:
+    build = ARCHITECTURES[settings.architecture]
+    return Training(
+        build(images.images.shape[1:], settings.width),
+        settings.batch_size,
+        settings.max_steps,
+        settings.held_out,
+        device,
+    )

@@ -1,0 +1,86 @@
+"""Does scaling at initialisation move the critical temperature of SGD noise?
+
+Trains the cells of README.md, reusing finished ones, and writes results.jsonl,
+answer.json, environment.json and the figure beside this file.
+"""
+
+import itertools
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saiopt.analysis.noise_phase import plot_weight_change
+from saiopt.lab.intervals import estimate
+from saiopt.lab.noise.critical import Crossover, crossovers
+from saiopt.lab.noise.layer_scales import OPTIMIZERS
+from saiopt.lab.noise.parity import load_images
+from saiopt.lab.noise.phase import Settings, open_cells, plan, train_cells
+from saiopt.lab.noise.phase_report import change_curves, critical_by
+
+HERE = Path(__file__).parent
+CPU = torch.device("cpu")
+ALPHA, SIZE, SEEDS = 64.0, 256, 6
+TEMPERATURES = [2.0**power for power in range(-13, -2, 2)]
+
+
+def paired(found: list[Crossover], rule: str, control: str) -> dict[str, Any]:
+    """Compare two rules over the seeds that have a T_c with both."""
+    by_rule = {
+        name: {c.seed: c.temperature for c in found if c.optimizer == name}
+        for name in (rule, control)
+    }
+    ratios = [
+        math.log2(by_rule[rule][seed] / by_rule[control][seed])
+        for seed in sorted(by_rule[rule])
+        if by_rule[rule][seed] and by_rule[control][seed]
+    ]
+    result: dict[str, Any] = {"rule": rule, "control": control, "n": len(ratios)}
+    if len(ratios) > 1:
+        interval = estimate(ratios)
+        result |= {"log2_ratio": interval.mean, "half_width": interval.half_width}
+    return result
+
+
+def main() -> None:
+    """Run the study."""
+    torch.set_num_threads(1)
+    images, settings = load_images("digits"), Settings()
+    folder = open_cells(settings, images, Path("runs"), CPU)
+    cells = plan(list(OPTIMIZERS), [ALPHA], TEMPERATURES, [SIZE], SEEDS)
+    ended = itertools.count()
+    rows = train_cells(
+        settings,
+        cells,
+        images,
+        folder,
+        CPU,
+        lambda made, step: [
+            print(f"{next(ended) + 1}/{len(cells)} at step {step}", flush=True)
+            for _ in range(made)
+        ],
+    )
+    found = crossovers(rows)
+    answer = [
+        paired(found, "sgdsai", "sgd"),
+        paired(found, "sgdsai-sqrt-numel", "sgd"),
+        paired(found, "sgdsai", "sgdsai-sqrt-numel"),
+    ]
+    for line in answer:
+        print(json.dumps(line))
+    (HERE / "answer.json").write_text(json.dumps(answer, indent=2) + "\n")
+    (HERE / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    shutil.copyfile(folder.folder / "environment.json", HERE / "environment.json")
+    plot_weight_change(
+        change_curves(rows, "optimizer"),
+        critical_by(found, "optimizer"),
+        rf"Parity of digits, P = {SIZE}, $\alpha$ = {ALPHA:g}, {SEEDS} seeds",
+        [HERE / f"bridge.{suffix}" for suffix in ("png", "svg")],
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from saiopt.cli import main
+
+PERCEPTRON = [
+    "noise", "perceptron", "--chi", "1", "--sizes", "8", "16", "--temperatures", "1",
+    "--seeds", "2", "--dimension", "4", "--workers", "1",
+]  # fmt: skip
+PHASE = [
+    "noise", "phase", "--alphas", "1", "--temperatures", "0.01", "0.05", "--sizes",
+    "8", "--seeds", "1", "--width", "6", "--max-steps", "200",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "printed"), [(PERCEPTRON, "‖w‖ in P"), (PHASE, "not fitted within")]
+)
+def test_a_study_prints_its_table_and_says_where_its_files_are(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    printed: str,
+) -> None:
+    assert main([*command, "--runs-dir", str(tmp_path)]) == 0
+    assert printed in capsys.readouterr().out
+    assert main([*command, "--runs-dir", str(tmp_path), "--json"]) == 0
+    folder = json.loads(capsys.readouterr().out)["folder"]
+    assert list((tmp_path / folder).glob("*.png"))
+    assert len(list(tmp_path.glob("*/cells.jsonl"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ([*PERCEPTRON, "--sizes", "1"], "sizes must be at least batch_size, got 1"),
+        ([*PERCEPTRON, "--workers", "0"], "workers must be at least 1, got 0"),
+        ([*PERCEPTRON, "--seeds", "0"], "seeds must be at least 1, got 0"),
+        ([*PHASE, "--sizes", "5000"], "sizes must be at most 1285"),
+        ([*PHASE, "--threads", "0"], "threads must be at least 1, got 0"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_in_one_sentence(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+    message: str,
+) -> None:
+    assert main([*command, "--runs-dir", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1

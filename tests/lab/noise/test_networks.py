@@ -1,0 +1,73 @@
+import math
+
+import pytest
+import torch
+from scipy.integrate import quad
+from torch import nn
+from torch.func import vmap
+
+from saiopt.lab.noise.networks import (
+    FullyConnected,
+    Mnas,
+    activation,
+    draw_weights,
+)
+
+
+def test_the_activation_has_second_moment_one() -> None:
+    def integrand(z: float) -> float:
+        value = activation(torch.tensor(z, dtype=torch.float64)).item()
+        return value**2 * math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+
+    assert quad(integrand, -12, 12, points=[0])[0] == pytest.approx(1, abs=1e-8)
+
+
+def test_signals_keep_their_size_through_the_layers() -> None:
+    net = FullyConnected(inputs=64, width=128)
+    image = torch.randn(1, 64, dtype=torch.float64)
+    image *= 8 / image.norm()
+    sizes = []
+    for seed in range(200):
+        hidden = image
+        for weight in draw_weights(net, seed, torch.float64)[:-1]:
+            hidden = activation(hidden @ weight.T / math.sqrt(weight.shape[1]))
+        sizes.append(hidden.square().mean())
+    mean, error = torch.stack(sizes).mean(), torch.stack(sizes).std() / 200**0.5
+    assert abs(mean - 1) < 3.29 * error < 0.15
+
+
+def test_the_network_is_five_hidden_layers_without_biases() -> None:
+    net = FullyConnected(inputs=6, width=5)
+    weights = draw_weights(net, 0, torch.float64)
+    layers = nn.Sequential()
+    for weight in weights[:-1]:
+        layer = nn.Linear(*reversed(weight.shape), bias=False, dtype=torch.float64)
+        layer.weight.data = weight * math.sqrt(2 / weight.shape[1])
+        layers.extend([layer, nn.ReLU()])
+    assert len(layers) == 10
+    images = torch.randn(3, 1, 2, 3, dtype=torch.float64)
+    expected = layers(images.flatten(1)) @ weights[-1] / 5
+    assert torch.allclose(net.output(weights, images), expected, rtol=1e-12)
+
+
+def test_many_convolutional_nets_give_what_each_gives_alone() -> None:
+    net = Mnas(channels=3, width=4)
+    seeds = [draw_weights(net, seed, torch.float64) for seed in range(3)]
+    images = torch.randn(3, 2, 3, 8, 8, dtype=torch.float64)
+    together = vmap(net.output)(
+        [torch.stack(layer) for layer in zip(*seeds, strict=True)], images
+    )
+    alone = [net.output(*pair) for pair in zip(seeds, images, strict=True)]
+    assert torch.allclose(together, torch.stack(alone), rtol=1e-10)
+    assert together.unique().numel() == 6
+
+
+def test_weights_are_standard_normal_and_depend_on_the_seed_alone() -> None:
+    net = FullyConnected(inputs=100, width=200)
+    first, again, other = (
+        draw_weights(net, seed, torch.float64)[0] for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.mean().item() == pytest.approx(0, abs=0.03)
+    assert first.std().item() == pytest.approx(1, abs=0.03)

@@ -1,0 +1,98 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from saiopt.lab.noise.parity import load_images
+from saiopt.lab.noise.phase import Settings, open_cells, plan, train_cells
+from saiopt.lab.noise.phase_report import find, report_folder, write_report
+from saiopt.lab.noise.phase_table import lost_text, trust_text
+
+CPU = torch.device("cpu")
+SMALL = Settings(width=8, batch_size=4, max_steps=400, held_out=50)
+CELLS = plan(["sgd"], [0.5, 8.0], [1e-9, 0.05, 50.0], [8, 12], seeds=2)
+
+
+def test_the_plan_is_a_plane_at_the_middle_size_and_a_row_at_the_others() -> None:
+    cells = plan(["sgd"], [0.1, 1.0, 10.0], [0.5], [4, 8, 16], seeds=1)
+    assert {(cell.size, cell.alpha) for cell in cells} == {
+        (8, 0.1), (8, 1.0), (8, 10.0), (4, 1.0), (16, 1.0),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((["adam"], [1.0], [1.0], [4], 1), "optimizer must be one of sgd, .*got adam"),
+        ((["sgd"], [], [1.0], [4], 1), "alphas must hold positive numbers, got none"),
+        ((["sgd"], [1.0], [-1.0], [4], 1), "temperatures must hold .*got -1.0"),
+        ((["sgd"], [1.0], [1.0], [4], 0), "seeds must be at least 1, got 0"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(arguments: tuple, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("architecture", "vit"), ("width", 0), ("max_steps", 0)]
+)
+def test_a_setting_out_of_range_is_refused(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be .*, got {value}"):
+        Settings(**{field: value})
+
+
+def test_more_points_than_the_data_have_are_refused(tmp_path: Path) -> None:
+    images = load_images("digits")
+    folder = open_cells(SMALL, images, tmp_path, CPU)
+    cells = plan(["sgd"], [1.0], [1.0], [1748], seeds=1)
+    with pytest.raises(ValueError, match=r"sizes must be at most 1747 .*got 1748"):
+        train_cells(SMALL, cells, images, folder, CPU, lambda *_: None)
+
+
+def test_a_study_goes_on_where_it_was_stopped_and_reports_every_network(
+    tmp_path: Path,
+) -> None:
+    images = load_images("digits")
+    whole = open_cells(SMALL, images, tmp_path / "whole", CPU)
+    rows = train_cells(SMALL, CELLS, images, whole, CPU, lambda *_: None)
+    part = open_cells(SMALL, images, tmp_path / "part", CPU)
+
+    def stop(made: int, step: int) -> None:
+        if made and step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_cells(SMALL, CELLS, images, part, CPU, stop)
+    kept = len(part.finished())
+    assert 0 < kept < len(CELLS)
+    made: list[int] = []
+    again = train_cells(
+        SMALL, CELLS, images, part, CPU, lambda count, _: made.append(count)
+    )
+    assert made[0] == kept
+    assert sum(made) == len(CELLS)
+    # Another set of networks beside it moves a network's last bits.
+    for first, second in zip(rows, again, strict=True):
+        assert first["status"] == second["status"]
+        assert first["weight_change"] == pytest.approx(second["weight_change"])
+
+    findings = find(rows)
+    assert sum(findings.counts.values()) == len(CELLS)
+    assert min(findings.counts.values()) > 0
+    assert "diverged" in lost_text(findings)
+    assert "no exponent" in trust_text(findings)
+    folder = report_folder(whole.folder, rows)
+    write_report(folder, "digits", rows, findings)
+    assert {path.name for path in folder.iterdir()} == {
+        "findings.json", "plane.png", "plane.svg", "critical.png", "critical.svg",
+    }  # fmt: skip
+    assert report_folder(whole.folder, rows[:-1]) != folder
+
+
+def test_other_settings_have_another_folder(tmp_path: Path) -> None:
+    images = load_images("digits")
+    wide = dataclasses.replace(SMALL, width=9)
+    folders = [open_cells(s, images, tmp_path, CPU).folder for s in (SMALL, wide)]
+    assert folders[0] != folders[1]
