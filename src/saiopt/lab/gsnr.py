@@ -56,7 +56,7 @@ def measure_gsnr(
     """
     outcome = carry_out(run, task, runs_dir, device, observe, ranks)
     rows = [
-        GSNRRow(**{**row, "gsnr": math.nan if row["gsnr"] is None else row["gsnr"]})
+        GSNRRow(**{k: math.nan if v is None else v for k, v in row.items()})
         for line in outcome.log
         for row in line.get("gsnr", [])
     ]
@@ -83,11 +83,8 @@ def rows_as_json(rows: Sequence[GSNRRow]) -> list[dict[str, str | int | float | 
     """
     return [
         {
-            "block": row.block,
-            "numel": row.numel,
-            "step": row.step,
-            "gsnr": row.gsnr if math.isfinite(row.gsnr) else None,
-            "ratio": row.ratio if math.isfinite(row.ratio) else None,
+            name: value if isinstance(value, str) or math.isfinite(value) else None
+            for name, value in {**dataclasses.asdict(row), "ratio": row.ratio}.items()
         }
         for row in rows
     ]

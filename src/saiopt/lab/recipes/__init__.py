@@ -3,12 +3,20 @@
 from collections.abc import Callable
 
 from saiopt.lab.recipe import Recipe
+from saiopt.lab.recipes.ddpm_digits import ddpm_digits
 from saiopt.lab.recipes.gpt_stdlib import gpt_stdlib
+from saiopt.lab.recipes.lora_ddpm_digits import lora_ddpm_digits
+from saiopt.lab.recipes.lora_pydoc import lora_pydoc
+from saiopt.lab.recipes.resnet_digits import resnet_digits
 from saiopt.lab.recipes.vit_digits import vit_digits
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "gpt-stdlib": gpt_stdlib,
     "vit-digits": vit_digits,
+    "resnet-digits": resnet_digits,
+    "lora-pydoc": lora_pydoc,
+    "ddpm-digits": ddpm_digits,
+    "lora-ddpm-digits": lora_ddpm_digits,
 }
 
 
