@@ -46,6 +46,13 @@ CENTRES = {
         "sgd": 0.2,
         "sgdm-decoupled": 2.0,
     },
+    "lora-pydoc": {
+        "sgdsai": 0.005,
+        "sgdsai-sqrt-numel": 0.005,
+        "adamw": 0.005,
+        "sgd": 0.1,
+        "sgdm-decoupled": 0.5,
+    },
 }
 SERIES = (1.0, 2.0, 5.0)
 

@@ -14,7 +14,7 @@ def plot_sweep(
     higher_is_better: Mapping[str, bool],
     paths: Sequence[Path],
 ) -> None:
-    """Draw one panel per recipe, three in a row, and one curve per optimizer, its best value ringed.
+    """Draw one panel per recipe and one curve per optimizer, its best value ringed.
 
     Args:
         panels: Recipe, optimizer, then learning rates and values; None diverged.

@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_EXTRAS = ("matplotlib", "numpy", "rich", "sklearn", "transformers", "tyro")
+_EXTRAS = (
+    "diffusers",
+    "matplotlib",
+    "numpy",
+    "peft",
+    "PIL",
+    "rich",
+    "sklearn",
+    "transformers",
+    "tyro",
+)
 
 
 class RefusalError(Exception):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from saiopt.analysis.gsnr import GSNRProbe
 from saiopt.analysis.image_grid import write_grid
@@ -17,7 +18,7 @@ from saiopt.lab.ranks import ALONE, Ranks, whole
 from saiopt.lab.run import Run
 from saiopt.lab.run_folder import RunFolder
 from saiopt.lab.schedules import lr_factor
-from saiopt.lab.task import Illustrated, Task
+from saiopt.lab.task import Batch, Illustrated, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,10 +123,8 @@ class _Session:
         lr = self._set_lr()
         batch = self.task.batch(self.run.seed, self.step, self.recipe.batch_size)
         batch = self.ranks.share(batch)
-        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         self.optimizer.zero_grad()
-        loss = self.task.loss(self.spread, batch)
-        loss.backward()
+        loss = self._accumulate(batch)
         line = {"step": self.step, "lr": lr, "loss": self.ranks.mean(loss)}
         probe = self.probe if self._is_probed() else None
         if probe is not None:
@@ -139,6 +138,19 @@ class _Session:
         self.step += 1
         self.observe(Progress(self.run, self.step, line["loss"]))
         return line["loss"]
+
+    def _accumulate(self, batch: Batch) -> Tensor:
+        """Add up the gradients of the micro-batches; return their mean loss."""
+        count = self.recipe.micro_batches
+        parts = {name: tensor.chunk(count) for name, tensor in batch.items()}
+        losses = []
+        for i in range(count):
+            part = {name: split[i].to(self.device) for name, split in parts.items()}
+            with self.ranks.adding_up(self.spread, is_last=i == count - 1):
+                loss = self.task.loss(self.spread, part) / count
+                loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     def _is_probed(self) -> bool:
         if not self.run.gsnr_every:

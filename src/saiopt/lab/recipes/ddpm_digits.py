@@ -61,7 +61,7 @@ def ddpm_digits() -> Recipe:
     """
     return Recipe(
         name="ddpm-digits",
-        description="denoising diffusion (UNet, 0.2 M parameters) on the digits",
+        description="diffusion (UNet, 0.2 M) on the digits",
         task=DdpmDigits(),
         metric=Metric("loss", "validation denoising loss", False),
         steps=400,

@@ -71,7 +71,7 @@ def lora_ddpm_digits() -> Recipe:
     """
     return Recipe(
         name="lora-ddpm-digits",
-        description="LoRA of a diffusion model from the digits 0-7 to 8 and 9",
+        description="LoRA of that UNet, digits 0-7 to 8 and 9",
         task=LoraDdpmDigits(),
         metric=Metric("loss", "validation denoising loss", False),
         steps=200,

@@ -51,7 +51,7 @@ def resnet_digits() -> Recipe:
     """
     return Recipe(
         name="resnet-digits",
-        description="residual network (0.08 M parameters) on scikit-learn's digits",
+        description="ResNet (0.08 M) on scikit-learn's digits",
         task=ResnetDigits(),
         metric=Metric("accuracy", "validation accuracy", True),
         steps=300,
@@ -63,10 +63,10 @@ def resnet_digits() -> Recipe:
         clip_norm=1.0,
         decay_per_step=1e-4,
         lrs={
-            "sgdsai": 2e-2,
-            "sgdsai-sqrt-numel": 2e-2,
-            "adamw": 1e-3,
-            "sgd": 1e-1,
-            "sgdm-decoupled": 5e-1,
+            "sgdsai": 1e-2,
+            "sgdsai-sqrt-numel": 5e-2,
+            "adamw": 2e-3,
+            "sgd": 2e-1,
+            "sgdm-decoupled": 2.0,
         },
     )

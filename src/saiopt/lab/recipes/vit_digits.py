@@ -72,7 +72,7 @@ def vit_digits() -> Recipe:
     """
     return Recipe(
         name="vit-digits",
-        description="vision transformer (0.2 M parameters) on scikit-learn's digits",
+        description="ViT (0.2 M) on scikit-learn's digits",
         task=VitDigits(),
         metric=Metric("accuracy", "validation accuracy", True),
         steps=1800,
