@@ -190,8 +190,10 @@ def gsnr_table(rows: Iterable[GSNRRow]) -> str:
         A heading and one line per block, columns as wide as they need to be.
     """
     lines = [
-        ("block", "n", "√n", "g-SNR", "/√n", "at end", "zeros", "at end")
-        + ("update", "at end")
+        (
+            *("block", "n", "√n", "g-SNR", "/√n", "at end"),
+            *("zeros", "at end", "update", "at end"),
+        )
     ]
     for block, measured in gsnr_by_block(rows).items():
         first, last = measured[0], measured[-1]

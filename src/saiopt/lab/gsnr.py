@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,14 +56,15 @@ def measure_gsnr(
         RunFolderError: If the run's folder is damaged or in use.
     """
     outcome = carry_out(run, task, runs_dir, device, observe, ranks)
-    rows = [
-        GSNRRow(**{k: math.nan if v is None else v for k, v in row.items()})
-        for line in outcome.log
-        for row in line.get("gsnr", [])
-    ]
+    rows = [_row(row) for line in outcome.log for row in line.get("gsnr", [])]
     measured = Measured(rows, runs_dir / outcome.folder)
     ranks.on_first(lambda: _write(measured, run))
     return measured
+
+
+def _row(logged: Mapping[str, Any]) -> GSNRRow:
+    known = {name: value for name, value in logged.items() if value is not None}
+    return GSNRRow(**{"gsnr": math.nan, **known})
 
 
 def _write(measured: Measured, run: Run) -> None:

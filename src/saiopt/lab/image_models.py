@@ -37,8 +37,8 @@ def vision_transformer(
         num_attention_heads=heads,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        num_labels=classes,
     )
+    config.num_labels = classes
     return ViTForImageClassification._from_config(config)
 
 
@@ -68,12 +68,12 @@ def small_stem_resnet(
         hidden_sizes=widths,
         depths=[blocks] * len(widths),
         layer_type="basic",
-        num_labels=classes,
     )
+    config.num_labels = classes
     model = ResNetForImageClassification._from_config(config)
     stem = model.resnet.embedder
     convolution = nn.Conv2d(channels, widths[0], kernel_size=3, padding=1, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     cast("nn.Module", stem.embedder).convolution = convolution
-    stem.pooler = nn.Identity()
+    stem.register_module("pooler", nn.Identity())
     return model

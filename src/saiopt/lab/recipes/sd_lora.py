@@ -45,8 +45,6 @@ class SdLora:
         Returns:
             The task.
         """
-        from diffusers import DDPMScheduler
-
         from saiopt.lab.published_data import read_checkpoint
         from saiopt.lab.tasks import latent_diffusion as task
 
@@ -57,7 +55,7 @@ class SdLora:
             digest.update(f"{name}|{self.prompt}".encode())
             return task.LatentDiffusion(
                 task.unet_builder(name),
-                DDPMScheduler.from_pretrained(name, subfolder="scheduler"),
+                task.read_noising(name),
                 task.encode_images(name, images),
                 task.encode_prompt(name, self.prompt),
                 self.rank,
@@ -79,7 +77,7 @@ def sd_lora() -> Recipe:
     """
     return Recipe(
         name="sd-lora",
-        description="LoRA of Stable Diffusion (860 M), any images",
+        description="LoRA of Stable Diffusion (860 M)",
         task=SdLora(),
         metric=Metric("loss", "denoising loss on the images", False),
         steps=1000,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -154,7 +155,7 @@ def encode_images(checkpoint: str, images: Tensor) -> Tensor:
         Shape (n, channels, height, width), float32.
     """
     vae = AutoencoderKL.from_pretrained(checkpoint, subfolder="vae")
-    latents = [vae.encode(one[None]).latent_dist.mode()[0] for one in images]
+    latents = [vae.encode(one[None], return_dict=False)[0].mode()[0] for one in images]
     return torch.stack(latents) * vae.config["scaling_factor"]
 
 
@@ -177,6 +178,21 @@ def encode_prompt(checkpoint: str, prompt: str) -> Tensor:
     return encoder(tokens["input_ids"])[0][0].float()
 
 
+def read_noising(checkpoint: str) -> DDPMScheduler:
+    """Return a checkpoint's noise schedule.
+
+    Args:
+        checkpoint: Folder with ``scheduler``.
+
+    Returns:
+        The schedule.
+    """
+    config, _ = DDPMScheduler.load_config(
+        checkpoint, subfolder="scheduler", return_unused_kwargs=True
+    )
+    return cast("DDPMScheduler", DDPMScheduler.from_config(config))
+
+
 def unet_builder(checkpoint: str) -> Callable[[], nn.Module]:
     """Find a checkpoint's UNet.
 
@@ -187,11 +203,13 @@ def unet_builder(checkpoint: str) -> Callable[[], nn.Module]:
         A function that builds it, with its weights unless it is built on the meta
         device.
     """
-    config = UNet2DConditionModel.load_config(checkpoint, subfolder="unet")
+    config, _ = UNet2DConditionModel.load_config(
+        checkpoint, subfolder="unet", return_unused_kwargs=True
+    )
 
     def build() -> nn.Module:
         if torch.get_default_device().type == "meta":
-            return UNet2DConditionModel.from_config(config)  # pyright: ignore[reportReturnType]
+            return cast("nn.Module", UNet2DConditionModel.from_config(config))
         return UNet2DConditionModel.from_pretrained(checkpoint, subfolder="unet")
 
     return build
