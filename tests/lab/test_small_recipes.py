@@ -70,7 +70,7 @@ def test_a_stopped_run_of_any_recipe_ends_as_if_it_had_not_been(
 def test_adapters_start_at_the_pretrained_model_and_only_they_train(
     tasks: dict[str, tuple[Recipe, Task]], name: str
 ) -> None:
-    recipe, task = tasks[name]
+    _, task = tasks[name]
     model = task.build_model(0)
     task.loss(model, task.batch(0, 0, 8)).backward()
     for parameter_name, p in model.named_parameters():
@@ -150,7 +150,7 @@ def test_real_digits_are_nearer_to_each_other_than_to_noise() -> None:
 
 def test_a_model_with_batch_norm_is_refused_on_several_ranks() -> None:
     run = Run(get_recipe("resnet-digits"), "sgdsai", 0.01, 0)
-    with pytest.raises(ValueError, match="must be trained in one process.*got 2"):
+    with pytest.raises(ValueError, match=r"must be trained in one process.*got 2"):
         prepare([run], Ranks(0, 2, "ddp"))
 
 

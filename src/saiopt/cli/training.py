@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
 
 from tyro.conf import Positional, arg
 
-from saiopt.cli.refusal import LostError, RefusalError, refusing, require_writable
+from saiopt.cli.refusal import (
+    LostError,
+    RefusalError,
+    refusing,
+    refusing_full_disk,
+    require_writable,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -133,6 +139,7 @@ def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") ->
 
     device, recipe = _device(options), runs[0].recipe
     with (
+        refusing_full_disk(),
         refusing(ConnectionError, to=LostError),
         refusing(ValueError, FileNotFoundError, RunFolderError),
         together(

@@ -122,10 +122,11 @@ def _meteor(
 ) -> dict[str, float]:
     package = require("nltk.translate.meteor_score", "published")
     try:
-        scores = [
-            package.meteor_score(group, words)
-            for words, group in zip(generated, references, strict=True)
-        ]
+        require("nltk.corpus", "published").wordnet.ensure_loaded()
     except LookupError:
         return {}
+    scores = [
+        package.meteor_score(group, words)
+        for words, group in zip(generated, references, strict=True)
+    ]
     return {"meteor": fmean(scores)}
