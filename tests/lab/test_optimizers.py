@@ -3,7 +3,9 @@ import torch
 from torch import nn
 
 from saiopt import SGDSaI
+from saiopt.lab.compare import plan
 from saiopt.lab.optimizers import OPTIMIZERS, get_optimizer, state_bytes
+from saiopt.lab.recipe import Recipe
 
 
 def build(
@@ -26,7 +28,7 @@ def test_an_unknown_name_is_answered_with_all_names() -> None:
         get_optimizer("adam")
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [n for n, s in OPTIMIZERS.items() if s.lr_of is None])
 def test_state_bytes_are_those_of_the_published_state(name: str) -> None:
     buffers = {"adamw": 2}.get(name, 1)
     scalars = {"sgd": 0}.get(name, 1)
@@ -70,3 +72,26 @@ def test_biases_do_not_decay(name: str) -> None:
     }
     assert decays[1] == 0
     assert decays[2] > 0
+
+
+@pytest.mark.parametrize("suffix", ["bf16", "int8", "int4"])
+def test_a_low_bit_variant_takes_the_learning_rate_of_sgdsai(
+    tiny: Recipe, suffix: str
+) -> None:
+    [run] = plan(tiny, [f"sgdsai-{suffix}"], [0], {})
+    assert run.lr == tiny.lrs["sgdsai"]
+
+
+def test_low_bit_momentum_takes_its_bytes() -> None:
+    model = nn.Linear(128, 128)
+    for name, most in (
+        ("sgdsai-bf16", 2.1),
+        ("sgdsai-int8", 1.1),
+        ("sgdsai-int4", 0.6),
+    ):
+        spec = get_optimizer(name)
+        optimizer = spec.build(model, 0.1, 0.0, **spec.settings)
+        model(torch.randn(2, 128)).sum().backward()
+        optimizer.step()
+        held = state_bytes(optimizer) / sum(p.numel() for p in model.parameters())
+        assert held < most

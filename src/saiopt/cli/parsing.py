@@ -6,13 +6,22 @@ from io import StringIO
 
 import tyro
 
+from saiopt.cli.bench import Bench
 from saiopt.cli.compare import Compare
 from saiopt.cli.gsnr import Gsnr
+from saiopt.cli.memory import Memory
 from saiopt.cli.recipes import Recipes
 from saiopt.cli.refusal import RefusalError
 from saiopt.cli.train import Train
 
-_COMMANDS = {"compare": Compare, "train": Train, "gsnr": Gsnr, "recipes": Recipes}
+_COMMANDS = {
+    "compare": Compare,
+    "train": Train,
+    "gsnr": Gsnr,
+    "recipes": Recipes,
+    "memory": Memory,
+    "bench": Bench,
+}
 
 
 def parse(arguments: Sequence[str]) -> Callable[[], None]:

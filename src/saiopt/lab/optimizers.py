@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -23,11 +23,22 @@ class OptimizerSpec:
         settings: Everything beyond learning rate and decay; part of a run's
             identity.
         source: Where the settings come from.
+        lr_of: Optimizer whose learning rate serves where a recipe has no own one.
     """
 
     build: Callable[..., Optimizer]
     settings: Mapping[str, Any]
     source: str
+    lr_of: str | None = None
+
+
+# Settings are JSON types: a dtype goes by its name.
+_STATE_DTYPES: dict[str | None, torch.dtype | Literal["int4"] | None] = {
+    None: None,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+    "int4": "int4",
+}
 
 
 def _sgdsai(
@@ -38,9 +49,16 @@ def _sgdsai(
     momentum: float,
     eps: float,
     scaling: NamedScaling,
+    state_dtype: str | None = None,
 ) -> Optimizer:
-    groups = decay_groups(model, weight_decay)
-    return SGDSaI(groups, lr=lr, momentum=momentum, eps=eps, scaling=scaling)
+    return SGDSaI(
+        decay_groups(model, weight_decay),
+        lr=lr,
+        momentum=momentum,
+        eps=eps,
+        scaling=scaling,
+        state_dtype=_STATE_DTYPES[state_dtype],
+    )
 
 
 def _adamw(
@@ -73,6 +91,15 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "sgdsai-sqrt-numel": OptimizerSpec(
         _sgdsai, {"momentum": 0.9, "eps": 1e-8, "scaling": "sqrt_numel"}, _RELEASE
     ),
+    **{
+        f"sgdsai-{suffix}": OptimizerSpec(
+            _sgdsai,
+            {"momentum": 0.9, "eps": 1e-8, "scaling": "gsnr", "state_dtype": name},
+            f"as sgdsai, with momentum in {name}",
+            lr_of="sgdsai",
+        )
+        for suffix, name in (("bf16", "bfloat16"), ("int8", "int8"), ("int4", "int4"))
+    },
     "sgdm-decoupled": OptimizerSpec(
         _sgdsai,
         {"momentum": 0.9, "eps": 1e-8, "scaling": "none"},
