@@ -135,14 +135,15 @@ def update_sizes(optimizer: Optimizer) -> dict[Tensor, float]:
         optimizer: After ``step()``.
 
     Returns:
-        ηs·rms(m) / rms(θ) by parameter, for those with a momentum buffer; infinite
-        where all weights are zero.
+        ηs·rms(m) / rms(θ) by parameter, for those with a momentum buffer that is not
+        held in codes of a few bits; infinite where all weights are zero.
     """
     moved = [
         (p, group["lr"], optimizer.state[p])
         for group in optimizer.param_groups
         for p in group["params"]
         if isinstance(optimizer.state[p].get("momentum_buffer"), Tensor)
+        and "momentum_scale" not in optimizer.state[p]
     ]
     momenta = [_holding(p, state["momentum_buffer"]) for p, _, state in moved]
     weights = [_holding(p, p.detach()) for p, _, _ in moved]
