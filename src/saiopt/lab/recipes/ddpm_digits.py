@@ -57,7 +57,7 @@ def ddpm_digits() -> Recipe:
     """Return the recipe: 0.2 M parameters, 11 epochs of 1198 images.
 
     Returns:
-        The recipe with the learning rates of ``studies/learning_rates``.
+        The recipe; its learning rates are guesses after short runs, not yet swept.
     """
     return Recipe(
         name="ddpm-digits",

@@ -67,7 +67,7 @@ def lora_ddpm_digits() -> Recipe:
     adapted: this UNet has two small attention layers and is mostly convolutions.
 
     Returns:
-        The recipe with the learning rates of ``studies/learning_rates``.
+        The recipe; its learning rates are guesses after short runs, not yet swept.
     """
     return Recipe(
         name="lora-ddpm-digits",
