@@ -39,6 +39,20 @@ CENTRES = {
         "sgd": 0.1,
         "sgdm-decoupled": 2.0,
     },
+    "resnet-digits": {
+        "sgdsai": 0.05,
+        "sgdsai-sqrt-numel": 0.05,
+        "adamw": 0.005,
+        "sgd": 0.2,
+        "sgdm-decoupled": 2.0,
+    },
+    "lora-pydoc": {
+        "sgdsai": 0.005,
+        "sgdsai-sqrt-numel": 0.005,
+        "adamw": 0.005,
+        "sgd": 0.1,
+        "sgdm-decoupled": 0.5,
+    },
 }
 SERIES = (1.0, 2.0, 5.0)
 
@@ -91,6 +105,21 @@ def train_all(recipes: list[str], runs: Path, workers: int) -> list[dict[str, An
     return [rows[cell] for cell in wanted]
 
 
+def keep(rows: list[dict[str, Any]], where: dict[str, Any]) -> list[dict[str, Any]]:
+    """Write rows beside those of the recipes that were not trained; return all."""
+    results, origin = HERE / "results.jsonl", HERE / "environment.json"
+    old = [json.loads(line) for line in results.read_text().splitlines()]
+    old = [row for row in old if row["recipe"] in CENTRES.keys() - where.keys()]
+    order = list(CENTRES)
+    rows = sorted(old + rows, key=lambda row: order.index(row["recipe"]))
+    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    where = {**json.loads(origin.read_text()), **where}
+    origin.write_text(
+        json.dumps({name: where[name] for name in order}, indent=2) + "\n"
+    )
+    return rows
+
+
 def report(rows: list[dict[str, Any]]) -> None:
     """Print the best cell of every grid, draw all grids."""
     panels: dict[str, dict[str, list[tuple[float, float | None]]]] = {}
@@ -106,7 +135,7 @@ def report(rows: list[dict[str, Any]]) -> None:
             best = pick(finite, key=lambda point: point[1])
             border = best[0] in {points[0][0], points[-1][0]}
             note = "  AT THE BORDER" if border else ""
-            print(f"{recipe:12} {optimizer:18} {best[0]:g} {best[1]:.4f}{note}")
+            print(f"{recipe:16} {optimizer:18} {best[0]:g} {best[1]:.4f}{note}")
     plot_sweep(
         panels,
         {name: metric.label for name, metric in metrics.items()},
@@ -128,9 +157,7 @@ def main() -> None:
         name: environment(CPU, get_recipe(name).task.load().fingerprint)
         for name in arguments.recipes
     }
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (HERE / "results.jsonl").write_text(lines)
-    (HERE / "environment.json").write_text(json.dumps(where, indent=2) + "\n")
+    rows = keep(rows, where)
     report(rows)
 
 

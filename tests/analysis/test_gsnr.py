@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from saiopt import SGDSaI
 from saiopt.analysis import GSNRProbe, GSNRRow
 from saiopt.analysis.gsnr import gsnr_summary, gsnr_table
 
@@ -60,9 +61,13 @@ def test_rows_are_kept_in_the_order_of_recording() -> None:
 
 
 def test_the_table_shows_the_first_and_the_last_measurement() -> None:
-    rows = [GSNRRow("w", 10_000, step, 100.0 + step) for step in (0, 5, 50)]
+    rows = [
+        GSNRRow("w", 10_000, step, 100.0 + step, 0.25, 0.01 if step < 9 else math.nan)
+        for step in (0, 5, 50)
+    ]
     heading, line = gsnr_table(rows).splitlines()
-    assert line.split() == ["w", "10,000", "100.0", "100.0", "150.0", "1.000", "1.500"]
+    assert line.split()[:6] == ["w", "10,000", "100.0", "100.0", "1.000", "1.500"]
+    assert line.split()[6:] == ["25%", "25%", "1e-02", "-"]
     assert len(heading) == len(line)
 
 
@@ -83,3 +88,38 @@ def test_the_plot_is_written_in_the_form_of_its_suffix(tmp_path) -> None:
         probe.record(step)
     probe.plot(tmp_path / "ratio.svg", "digits")
     assert "digits" in (tmp_path / "ratio.svg").read_text()
+
+
+def test_sparsity_is_the_share_of_zeros() -> None:
+    parameter = nn.Parameter(torch.ones(8))
+    parameter.grad = torch.tensor([0.0, 1.0, -2.0, 0.0, 3.0, 1.0, 1.0, 1.0])
+    [row] = GSNRProbe([("weight", parameter)]).record(0)
+    assert row.sparsity == 0.25
+
+
+@pytest.mark.parametrize("scaling", ["gsnr", "none", "adamw", "sgd"])
+def test_the_update_is_what_the_step_moved(scaling: str) -> None:
+    layer = nn.Linear(6, 5)
+    optimizer = {
+        "adamw": lambda: torch.optim.AdamW(layer.parameters()),
+        "sgd": lambda: torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9),
+    }.get(
+        scaling,
+        lambda: SGDSaI(layer.parameters(), lr=0.1, weight_decay=0, scaling=scaling),
+    )()
+    probe = GSNRProbe(layer)
+    for step in range(3):
+        optimizer.zero_grad()
+        layer(torch.randn(4, 6)).square().mean().backward()
+        before = [p.detach().clone() for p in layer.parameters()]
+        probe.record(step)
+        optimizer.step()
+        rows = probe.record_updates(optimizer)
+        for row, old, p in zip(rows, before, layer.parameters(), strict=True):
+            moved = ((p - old).norm() / p.norm()).item()
+            assert row.step == step
+            if scaling == "adamw":
+                assert math.isnan(row.update)
+            else:
+                assert row.update == pytest.approx(moved, rel=1e-4)
+    assert len(probe.rows) == 6

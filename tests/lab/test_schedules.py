@@ -34,5 +34,10 @@ def test_no_step_has_a_learning_rate_of_zero() -> None:
 
 
 def test_an_unknown_schedule_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"schedule must be .*, got step"):
-        lr_factor("step", 1, 2, 0)
+    with pytest.raises(ValueError, match=r"schedule must be .*, got sine"):
+        lr_factor("sine", 1, 2, 0)
+
+
+def test_the_published_schedule_falls_to_a_tenth_at_40_and_80_percent() -> None:
+    factors = [lr_factor("step", step, 200, 0) for step in (0, 79, 80, 159, 160, 199)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from saiopt.scaling import gsnr
 from saiopt.sharding import measure_blocks
@@ -21,12 +22,16 @@ class GSNRRow:
         numel: Its number of entries n.
         step: When it was measured.
         gsnr: ‖g‖ / (std(g) + ε), NaN for a gradient that is zero or not finite.
+        sparsity: Share of the gradient's entries that are exactly zero.
+        update: Size of the step, ηs·rms(m) / rms(θ), NaN until it is known.
     """
 
     block: str
     numel: int
     step: int
     gsnr: float
+    sparsity: float = math.nan
+    update: float = math.nan
 
     @property
     def ratio(self) -> float:
@@ -73,12 +78,39 @@ class GSNRProbe:
         blocks = [(name, p) for name, p in self._named if p.grad is not None]
         moments = measure_blocks([p for _, p in blocks])
         values = gsnr(moments, self._eps).masked_fill(~moments.usable, math.nan)
+        zeros = measure_blocks([_holding(p, _is_zero(p)) for _, p in blocks]).mean
         new = [
-            GSNRRow(name, p.numel(), step, value)
-            for (name, p), value in zip(blocks, values.tolist(), strict=True)
+            GSNRRow(name, p.numel(), step, value, share)
+            for (name, p), value, share in zip(
+                blocks, values.tolist(), zeros.tolist(), strict=True
+            )
         ]
         self.rows += new
         return new
+
+    def record_updates(self, optimizer: Optimizer) -> list[GSNRRow]:
+        """Add the size of the step that followed the last measurement to its rows.
+
+        η is the group's lr, m the ``momentum_buffer`` after the step, s the ``scale``
+        or 1. Decay is left out.
+
+        Args:
+            optimizer: After ``step()``.
+
+        Returns:
+            The completed rows, ``update`` NaN where the optimizer keeps no momentum
+            buffer.
+        """
+        parameters = dict(self._named)
+        sizes = update_sizes(optimizer)
+        last = self.rows[-1].step if self.rows else None
+        done = [
+            dataclasses.replace(row, update=sizes.get(parameters[row.block], math.nan))
+            for row in self.rows
+            if row.step == last
+        ]
+        self.rows[len(self.rows) - len(done) :] = done
+        return done
 
     def table(self) -> str:
         """Return the first and last measurement of every block as text."""
@@ -94,6 +126,44 @@ class GSNRProbe:
         from saiopt.analysis.gsnr_plot import plot_gsnr
 
         plot_gsnr(self.rows, [Path(path)], title)
+
+
+def update_sizes(optimizer: Optimizer) -> dict[Tensor, float]:
+    """Measure by how much of its size the momentum moves each block in a step.
+
+    Args:
+        optimizer: After ``step()``.
+
+    Returns:
+        ηs·rms(m) / rms(θ) by parameter, for those with a momentum buffer that is not
+        held in codes of a few bits; infinite where all weights are zero.
+    """
+    moved = [
+        (p, group["lr"], optimizer.state[p])
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if isinstance(optimizer.state[p].get("momentum_buffer"), Tensor)
+        and "momentum_scale" not in optimizer.state[p]
+    ]
+    momenta = [_holding(p, state["momentum_buffer"]) for p, _, state in moved]
+    weights = [_holding(p, p.detach()) for p, _, _ in moved]
+    ratios = (measure_blocks(momenta).norm / measure_blocks(weights).norm).tolist()
+    return {
+        p: float(lr) * abs(float(state.get("scale", 1.0))) * ratio
+        for (p, lr, state), ratio in zip(moved, ratios, strict=True)
+    }
+
+
+def _is_zero(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return (parameter.grad == 0).float()
+
+
+def _holding(parameter: Tensor, values: Tensor) -> Tensor:
+    """Return a stand-in whose gradient is ``values``, for what measures gradients."""
+    stand_in = parameter.detach().requires_grad_()
+    stand_in.grad = values.to(parameter.dtype)
+    return stand_in
 
 
 def gsnr_by_block(rows: Iterable[GSNRRow]) -> dict[str, list[GSNRRow]]:
@@ -120,7 +190,12 @@ def gsnr_table(rows: Iterable[GSNRRow]) -> str:
     Returns:
         A heading and one line per block, columns as wide as they need to be.
     """
-    lines = [("block", "n", "√n", "g-SNR", "at end", "/√n", "at end")]
+    lines = [
+        (
+            *("block", "n", "√n", "g-SNR", "/√n", "at end"),
+            *("zeros", "at end", "update", "at end"),
+        )
+    ]
     for block, measured in gsnr_by_block(rows).items():
         first, last = measured[0], measured[-1]
         lines.append(
@@ -128,10 +203,13 @@ def gsnr_table(rows: Iterable[GSNRRow]) -> str:
                 block,
                 f"{first.numel:,}",
                 f"{math.sqrt(first.numel):.1f}",
-                f"{first.gsnr:.1f}",
-                f"{last.gsnr:.1f}",
-                f"{first.ratio:.3f}",
-                f"{last.ratio:.3f}",
+                _number(first.gsnr, ".1f"),
+                _number(first.ratio, ".3f"),
+                _number(last.ratio, ".3f"),
+                _number(first.sparsity, ".0%"),
+                _number(last.sparsity, ".0%"),
+                _number(first.update, ".0e"),
+                _number(last.update, ".0e"),
             )
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -139,6 +217,10 @@ def gsnr_table(rows: Iterable[GSNRRow]) -> str:
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
         for line in lines
     )
+
+
+def _number(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else format(value, form)
 
 
 def gsnr_summary(rows: Iterable[GSNRRow]) -> str:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from saiopt.analysis.figure import COLORS, figure
 
+_MOST_COLUMNS = 3
+
 
 def plot_sweep(
     panels: Mapping[str, Mapping[str, Sequence[tuple[float, float | None]]]],
@@ -20,8 +22,13 @@ def plot_sweep(
         higher_is_better: By recipe.
         paths: Files to write.
     """
-    with figure(paths, (5.4 * len(panels), 4.2), len(panels)) as (drawing, all_axes):
-        for axes, (recipe, curves) in zip(all_axes, panels.items(), strict=True):
+    columns = min(len(panels), _MOST_COLUMNS)
+    rows = -(-len(panels) // columns)
+    size = (4.6 * columns, 3.4 * rows + 0.4)
+    with figure(paths, size, columns, rows) as (drawing, all_axes):
+        for unused in all_axes[len(panels) :]:
+            unused.remove()
+        for axes, (recipe, curves) in zip(all_axes, panels.items(), strict=False):
             for color, (optimizer, points) in zip(COLORS, curves.items(), strict=False):
                 finite = [(lr, value) for lr, value in points if value is not None]
                 if not finite:

@@ -14,8 +14,12 @@ class Recipes:
         from saiopt.lab.recipe_table import lr_table, recipe_table
         from saiopt.lab.recipes import RECIPES
 
-        recipes = {name: build() for name, build in RECIPES.items()}
+        recipes = [build() for build in RECIPES.values()]
+        small = [recipe for recipe in recipes if recipe.size == "small"]
+        published = [recipe for recipe in recipes if recipe.size == "published"]
         console = new_console()
-        console.print(recipe_table(recipes))
+        console.print(recipe_table("in minutes", small))
         console.print()
-        console.print(lr_table(recipes.values()))
+        console.print(recipe_table("the paper's size", published))
+        console.print()
+        console.print(lr_table(recipes))

@@ -1,12 +1,23 @@
 """How a command says no."""
 
+import errno
 import importlib.util
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_EXTRAS = ("matplotlib", "numpy", "rich", "sklearn", "transformers", "tyro")
+_EXTRAS = (
+    "diffusers",
+    "matplotlib",
+    "numpy",
+    "peft",
+    "PIL",
+    "rich",
+    "sklearn",
+    "transformers",
+    "tyro",
+)
 
 
 class RefusalError(Exception):
@@ -41,6 +52,27 @@ def refusing(
         yield
     except kinds as error:
         raise to(str(error)) from error
+
+
+@contextmanager
+def refusing_full_disk() -> Iterator[None]:
+    """Turn the error of a full disk into a refusal.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        RefusalError: If a file could not be written for want of space.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise RefusalError(
+            "the disk must have room for runs and prepared data, free some; the same "
+            f"command goes on from the last checkpoint ({error})"
+        ) from error
 
 
 def require_extras() -> None:

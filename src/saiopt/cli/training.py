@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
 
 from tyro.conf import Positional, arg
 
-from saiopt.cli.refusal import LostError, RefusalError, refusing, require_writable
+from saiopt.cli.refusal import (
+    LostError,
+    RefusalError,
+    refusing,
+    refusing_full_disk,
+    require_writable,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -131,13 +137,16 @@ def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") ->
     from saiopt.lab.ranks import together
     from saiopt.lab.run_folder import RunFolderError
 
-    device = _device(options)
+    device, recipe = _device(options), runs[0].recipe
     with (
+        refusing_full_disk(),
         refusing(ConnectionError, to=LostError),
         refusing(ValueError, FileNotFoundError, RunFolderError),
-        together(options.strategy, device, runs[0].recipe.batch_size) as ranks,
+        together(
+            options.strategy, device, recipe.batch_size, recipe.micro_batches
+        ) as ranks,
     ):
-        task = prepare(runs)
+        task = prepare(runs, ranks)
         ranks.on_first(lambda: require_writable(options.runs_dir))
         # Only the first process speaks; the others end here when all is done.
         console = Console(stderr=options.json, quiet=not ranks.is_first)

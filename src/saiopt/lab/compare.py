@@ -99,23 +99,26 @@ def plan(
     ]
 
 
-def prepare(runs: Sequence[Run]) -> Task:
+def prepare(runs: Sequence[Run], ranks: Ranks = ALONE) -> Task:
     """Load the task of some runs and see that it has a model and a batch for them.
 
     Args:
         runs: Of one recipe.
+        ranks: The processes that are to train each run together.
 
     Returns:
         The task.
 
     Raises:
         FileNotFoundError: If the data is not on this machine.
-        ValueError: If the task's sizes do not fit its data.
+        ValueError: If the task's sizes do not fit its data, or its model cannot be
+            shared.
     """
     task = runs[0].recipe.task.load()
     task.batch(runs[0].seed, 0, runs[0].recipe.batch_size)
     with torch.device("meta"):
-        task.build_model(runs[0].seed)
+        model = task.build_model(runs[0].seed)
+    ranks.require_shareable(model)
     return task
 
 

@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -55,14 +56,15 @@ def measure_gsnr(
         RunFolderError: If the run's folder is damaged or in use.
     """
     outcome = carry_out(run, task, runs_dir, device, observe, ranks)
-    rows = [
-        GSNRRow(**{**row, "gsnr": math.nan if row["gsnr"] is None else row["gsnr"]})
-        for line in outcome.log
-        for row in line.get("gsnr", [])
-    ]
+    rows = [_row(row) for line in outcome.log for row in line.get("gsnr", [])]
     measured = Measured(rows, runs_dir / outcome.folder)
     ranks.on_first(lambda: _write(measured, run))
     return measured
+
+
+def _row(logged: Mapping[str, Any]) -> GSNRRow:
+    known = {name: value for name, value in logged.items() if value is not None}
+    return GSNRRow(**{"gsnr": math.nan, **known})
 
 
 def _write(measured: Measured, run: Run) -> None:
@@ -83,11 +85,8 @@ def rows_as_json(rows: Sequence[GSNRRow]) -> list[dict[str, str | int | float | 
     """
     return [
         {
-            "block": row.block,
-            "numel": row.numel,
-            "step": row.step,
-            "gsnr": row.gsnr if math.isfinite(row.gsnr) else None,
-            "ratio": row.ratio if math.isfinite(row.ratio) else None,
+            name: value if isinstance(value, str) or math.isfinite(value) else None
+            for name, value in {**dataclasses.asdict(row), "ratio": row.ratio}.items()
         }
         for row in rows
     ]

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from saiopt.analysis.gsnr import GSNRProbe
+from saiopt.analysis.image_grid import write_grid
 from saiopt.lab import checkpoint
 from saiopt.lab.environment import deterministic
 from saiopt.lab.optimizers import get_optimizer, state_bytes
@@ -16,7 +18,7 @@ from saiopt.lab.ranks import ALONE, Ranks, whole
 from saiopt.lab.run import Run
 from saiopt.lab.run_folder import RunFolder
 from saiopt.lab.schedules import lr_factor
-from saiopt.lab.task import Task
+from saiopt.lab.task import Batch, Illustrated, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,22 +123,38 @@ class _Session:
         lr = self._set_lr()
         batch = self.task.batch(self.run.seed, self.step, self.recipe.batch_size)
         batch = self.ranks.share(batch)
-        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         self.optimizer.zero_grad()
-        loss = self.task.loss(self.spread, batch)
-        loss.backward()
+        loss = self._accumulate(batch)
         line = {"step": self.step, "lr": lr, "loss": self.ranks.mean(loss)}
-        if self.probe is not None and self._is_probed():
-            rows = self.probe.record(self.step)
-            line["gsnr"] = [dataclasses.asdict(row) for row in rows]
+        probe = self.probe if self._is_probed() else None
+        if probe is not None:
+            probe.record(self.step)
         line["grad_norm"] = self._clip()
         line["step_seconds"] = self._timed_step()
+        if probe is not None:
+            rows = probe.record_updates(self.optimizer)
+            line["gsnr"] = [dataclasses.asdict(row) for row in rows]
         self.folder.append(line)
         self.step += 1
         self.observe(Progress(self.run, self.step, line["loss"]))
         return line["loss"]
 
+    def _accumulate(self, batch: Batch) -> Tensor:
+        """Add up the gradients of the micro-batches; return their mean loss."""
+        count = self.recipe.micro_batches
+        parts = {name: tensor.chunk(count) for name, tensor in batch.items()}
+        losses = []
+        for i in range(count):
+            part = {name: split[i].to(self.device) for name, split in parts.items()}
+            with self.ranks.adding_up(self.spread, is_last=i == count - 1):
+                loss = self.task.loss(self.spread, part) / count
+                loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
+
     def _is_probed(self) -> bool:
+        if not self.run.gsnr_every:
+            return False
         last = self.step == self.recipe.steps - 1
         return last or self.step % self.run.gsnr_every == 0
 
@@ -190,10 +208,17 @@ class _Session:
         )
 
     def _finish(self, status: str, metrics: dict[str, float]) -> dict[str, Any]:
+        if status == "finished" and isinstance(self.task, Illustrated):
+            self._illustrate(self.task)
         self.ranks.on_first(lambda: self.folder.finish(self._result(status, metrics)))
         result = self.folder.result() or {}
         self.observe(Progress(self.run, self.step, None, result["metrics"], status))
         return result
+
+    def _illustrate(self, task: Illustrated) -> None:
+        for name, grid in task.pictures(self.model).items():
+            path = self.folder.path / f"{name}.png"
+            self.ranks.on_first(lambda path=path, grid=grid: write_grid(path, grid))
 
     def _result(self, status: str, metrics: dict[str, float]) -> dict[str, Any]:
         seconds = sorted(
@@ -203,7 +228,9 @@ class _Session:
             "status": status,
             "step": self.step,
             "metrics": metrics if status == "finished" else {},
-            "num_parameters": sum(p.numel() for p in self.model.parameters()),
+            "num_parameters": sum(
+                p.numel() for p in self.model.parameters() if p.requires_grad
+            ),
             "state_bytes": state_bytes(self.optimizer),
             "step_seconds": {
                 name: seconds[int(share * (len(seconds) - 1))]

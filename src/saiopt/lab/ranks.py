@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
@@ -88,12 +89,47 @@ class Ranks:
         if self.strategy == "ddp":
             return DistributedDataParallel(model)
         if self.strategy == "fsdp2":
-            for stack in model.modules():
+            # Inner layers first: an outer one takes what is left.
+            for stack in reversed(list(model.modules())):
                 if isinstance(stack, nn.ModuleList):
                     for layer in stack:
                         fully_shard(layer)
             fully_shard(model)
         return model
+
+    def adding_up(
+        self, model: nn.Module, *, is_last: bool
+    ) -> contextlib.AbstractContextManager[object]:
+        """Let DDP exchange gradients once for several backward passes.
+
+        FSDP2 reduces after every pass all the same: whole gradients would not fit.
+
+        Args:
+            model: From :meth:`spread`.
+            is_last: Whether this pass is the last one of the step.
+
+        Returns:
+            A context for forward and backward.
+        """
+        if is_last or not isinstance(model, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return model.no_sync()
+
+    def require_shareable(self, model: nn.Module) -> None:
+        """See that several processes would compute what one computes.
+
+        Args:
+            model: That they are to train together.
+
+        Raises:
+            ValueError: If it has a batch norm, which needs the whole batch.
+        """
+        has_batch_norm = any(isinstance(m, _BatchNorm) for m in model.modules())
+        if self.count > 1 and has_batch_norm:
+            raise ValueError(
+                "a model with batch norm must be trained in one process, since its "
+                f"statistics are those of the whole batch, got {self.count} processes"
+            )
 
     def mean(self, value: Tensor) -> float:
         """Average a number over the processes.
@@ -159,7 +195,10 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def together(
-    strategy: Strategy | None, device: torch.device, batch_size: int
+    strategy: Strategy | None,
+    device: torch.device,
+    batch_size: int,
+    micro_batches: int = 1,
 ) -> Iterator[Ranks]:
     """Join the processes that torchrun started, and part from them at the end.
 
@@ -167,6 +206,7 @@ def together(
         strategy: The user's, None for ``"ddp"`` where there are several processes.
         device: Where this process trains.
         batch_size: Examples of a global batch.
+        micro_batches: Parts into which each process splits its share.
 
     Yields:
         This process's place.
@@ -185,9 +225,11 @@ def together(
             )
         yield ALONE
         return
-    if batch_size % count:
+    if batch_size % (count * micro_batches):
+        each = f" with {micro_batches} micro-batches each" if micro_batches > 1 else ""
         raise ValueError(
-            f"batch_size must be a multiple of the {count} processes, got {batch_size}"
+            f"batch_size must be a multiple of the {count} processes{each}, got "
+            f"{batch_size}"
         )
     _start(device)
     try:

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from saiopt.lab.task import TaskConfig
 
-SCHEDULES = ("constant", "linear", "cosine")
+SCHEDULES = ("constant", "linear", "cosine", "step")
+_COUNTS = ("steps", "batch_size", "eval_every", "checkpoint_every", "micro_batches")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +39,16 @@ class Recipe:
         batch_size: Examples per step over all ranks.
         eval_every: Steps between evaluations; the first and last are always made.
         checkpoint_every: Steps between checkpoints.
-        schedule: ``"constant"``, ``"linear"`` or ``"cosine"``, the last two to zero.
+        schedule: ``"constant"``, ``"linear"`` and ``"cosine"`` to zero, or ``"step"``.
         warmup_fraction: Share of the steps with linear warm-up, in [0, 1).
         clip_norm: Largest global gradient norm; 0 clips nothing.
         decay_per_step: Share η·λ of a weight that decay takes per step at the peak
             learning rate η. Each optimizer's ``weight_decay`` λ is this over its
             learning rate, so that all of them, at all learning rates, decay alike.
         lrs: Peak learning rate by optimizer name.
+        micro_batches: Parts of a rank's batch that are in memory one after another,
+            their gradients added up.
+        size: ``"small"``, or ``"published"`` for what needs data and machines.
 
     Raises:
         ValueError: If a field is out of its range.
@@ -63,9 +67,11 @@ class Recipe:
     clip_norm: float
     decay_per_step: float
     lrs: Mapping[str, float]
+    micro_batches: int = 1
+    size: Literal["small", "published"] = "small"
 
     def __post_init__(self) -> None:
-        for field in ("steps", "batch_size", "eval_every", "checkpoint_every"):
+        for field in _COUNTS:
             value = getattr(self, field)
             if value < 1:
                 raise ValueError(f"{field} must be at least 1, got {value}")
@@ -80,6 +86,11 @@ class Recipe:
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule}"
+            )
+        if self.batch_size % self.micro_batches:
+            raise ValueError(
+                "batch_size must be a multiple of micro_batches, got "
+                f"{self.batch_size} and {self.micro_batches}"
             )
 
 
@@ -109,7 +120,7 @@ def _parse(
         field.name: type(getattr(target, field.name))
         for field in dataclasses.fields(target)
         if type(getattr(target, field.name)) in {int, float, str}
-        and field.name not in {"name", "description"}
+        and field.name not in {"name", "description", "size"}
     }
     values: dict[str, Any] = {}
     for name, text in settings.items():

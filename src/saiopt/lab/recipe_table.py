@@ -1,45 +1,52 @@
 """What the recipes are, for a user who must choose one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from rich.table import Table
 
 from saiopt.lab.recipe import Recipe
 
 
-def recipe_table(recipes: Mapping[str, Recipe]) -> Table:
+def recipe_table(heading: str, recipes: Iterable[Recipe]) -> Table:
     """Lay out one row per recipe.
 
     Args:
-        recipes: By name.
+        heading: What the recipes have in common.
+        recipes: The rows.
 
     Returns:
         The table.
     """
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("recipe", "what it trains", "metric"):
-        table.add_column(column, no_wrap=column == "recipe")
+    table = _table()
+    for column in (heading, "parameters, data", "metric"):
+        table.add_column(column, no_wrap=column == heading)
     table.add_column("steps", justify="right")
-    for name, recipe in recipes.items():
-        table.add_row(name, recipe.description, recipe.metric.name, str(recipe.steps))
+    for recipe in recipes:
+        steps = f"{recipe.steps:,}"
+        table.add_row(recipe.name, recipe.description, recipe.metric.name, steps)
     return table
 
 
 def lr_table(recipes: Iterable[Recipe]) -> Table:
-    """Lay out the learning rates, one row per optimizer and one column per recipe.
+    """Lay out the learning rates, one row per recipe and one column per optimizer.
 
     Args:
-        recipes: The columns.
+        recipes: The rows.
 
     Returns:
         The table.
     """
     recipes = list(recipes)
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("lr of")
+    optimizers = list(dict.fromkeys(name for recipe in recipes for name in recipe.lrs))
+    table = _table()
+    table.add_column("learning rates")
+    for optimizer in optimizers:
+        table.add_column(optimizer, justify="right")
     for recipe in recipes:
-        table.add_column(recipe.name, justify="right")
-    for optimizer in dict.fromkeys(name for recipe in recipes for name in recipe.lrs):
-        cells = [recipe.lrs.get(optimizer) for recipe in recipes]
-        table.add_row(optimizer, *("" if lr is None else f"{lr:g}" for lr in cells))
+        lrs = [recipe.lrs.get(optimizer) for optimizer in optimizers]
+        table.add_row(recipe.name, *("" if lr is None else f"{lr:g}" for lr in lrs))
     return table
+
+
+def _table() -> Table:
+    return Table(box=None, pad_edge=False, header_style="dim")

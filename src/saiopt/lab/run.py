@@ -9,7 +9,7 @@ from saiopt.lab.optimizers import get_optimizer
 from saiopt.lab.recipe import Recipe
 
 # These fields of a recipe change nothing in a run's numbers.
-_IRRELEVANT = ("description", "metric", "checkpoint_every", "lrs")
+_IRRELEVANT = ("description", "metric", "checkpoint_every", "lrs", "size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +50,9 @@ class Run:
     def describe(self) -> dict[str, Any]:
         """Return what the user chose, as JSON types."""
         recipe = dataclasses.asdict(self.recipe)
+        if self.recipe.micro_batches == 1:
+            # As in runs from before there were micro-batches, which are the same runs.
+            del recipe["micro_batches"]
         description = {
             "recipe": {k: v for k, v in recipe.items() if k not in _IRRELEVANT},
             "optimizer": self.optimizer,

@@ -24,7 +24,9 @@ class SourceText:
     fingerprint: str
 
 
-def read_stdlib(root: Path | None = None) -> SourceText:
+def read_stdlib(
+    root: Path | None = None, without: frozenset[str] = frozenset()
+) -> SourceText:
     """Read the ``.py`` files of the standard library, without its tests.
 
     A file is held out by the hash of its relative path, so that another Python
@@ -32,6 +34,7 @@ def read_stdlib(root: Path | None = None) -> SourceText:
 
     Args:
         root: Folder to read; by default the running interpreter's library.
+        without: Names of further files or folders to leave out.
 
     Returns:
         Training and held-out text.
@@ -41,8 +44,8 @@ def read_stdlib(root: Path | None = None) -> SourceText:
     """
     root = root or Path(sysconfig.get_path("stdlib"))
     parts: dict[bool, list[bytes]] = {True: [], False: []}
-    for relative in _source_files(root):
-        parts[_is_held_out(relative)].append((root / relative).read_bytes())
+    for relative in _source_files(root, _LEFT_OUT | without):
+        parts[is_held_out(relative)].append((root / relative).read_bytes())
     train, held_out = (b"\n".join(parts[side]) for side in (False, True))
     if len(train) < 100_000 or len(held_out) < 10_000:
         raise FileNotFoundError(
@@ -53,13 +56,21 @@ def read_stdlib(root: Path | None = None) -> SourceText:
     return SourceText(train, held_out, digest[:16])
 
 
-def _source_files(root: Path) -> list[str]:
+def _source_files(root: Path, left_out: frozenset[str]) -> list[str]:
     relatives = (path.relative_to(root) for path in root.rglob("*.py"))
     return sorted(
-        path.as_posix() for path in relatives if not _LEFT_OUT.intersection(path.parts)
+        path.as_posix() for path in relatives if not left_out.intersection(path.parts)
     )
 
 
-def _is_held_out(relative: str) -> bool:
-    digest = hashlib.sha256(relative.encode()).digest()
+def is_held_out(name: str) -> bool:
+    """Decide by its name alone whether a part of a text is held out.
+
+    Args:
+        name: Such as a file's relative path.
+
+    Returns:
+        Whether it belongs to the tenth that training never sees.
+    """
+    digest = hashlib.sha256(name.encode()).digest()
     return int.from_bytes(digest[:4], "big") < _HELD_OUT_SHARE * 2**32

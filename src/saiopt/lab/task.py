@@ -42,6 +42,19 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Illustrated(Protocol):
+    """A task whose result is also to be looked at."""
+
+    def pictures(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return grids of images by name; the model is in eval mode.
+
+        A grid has the shape (rows, columns, height, width) and values in [0, 1], or
+        (rows, columns, 3, height, width) in colour.
+        """
+        ...
+
+
 class TaskConfig(Protocol):
     """A frozen dataclass of numbers that says everything about a task."""
 

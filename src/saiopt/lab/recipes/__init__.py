@@ -3,12 +3,30 @@
 from collections.abc import Callable
 
 from saiopt.lab.recipe import Recipe
+from saiopt.lab.recipes.ddpm_digits import ddpm_digits
+from saiopt.lab.recipes.gpt2_openwebtext import gpt2_openwebtext
+from saiopt.lab.recipes.gpt2m_lora_e2e import gpt2m_lora_e2e
 from saiopt.lab.recipes.gpt_stdlib import gpt_stdlib
+from saiopt.lab.recipes.lora_ddpm_digits import lora_ddpm_digits
+from saiopt.lab.recipes.lora_pydoc import lora_pydoc
+from saiopt.lab.recipes.resnet18_cifar10 import resnet18_cifar10
+from saiopt.lab.recipes.resnet_digits import resnet_digits
+from saiopt.lab.recipes.sd_lora import sd_lora
 from saiopt.lab.recipes.vit_digits import vit_digits
+from saiopt.lab.recipes.vit_s16_imagenet import vit_s16_imagenet
 
 RECIPES: dict[str, Callable[[], Recipe]] = {
     "gpt-stdlib": gpt_stdlib,
     "vit-digits": vit_digits,
+    "resnet-digits": resnet_digits,
+    "lora-pydoc": lora_pydoc,
+    "ddpm-digits": ddpm_digits,
+    "lora-ddpm-digits": lora_ddpm_digits,
+    "gpt2-openwebtext": gpt2_openwebtext,
+    "vit-s16-imagenet": vit_s16_imagenet,
+    "resnet18-cifar10": resnet18_cifar10,
+    "gpt2m-lora-e2e": gpt2m_lora_e2e,
+    "sd-lora": sd_lora,
 }
 
 

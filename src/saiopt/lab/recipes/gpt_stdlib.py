@@ -61,7 +61,7 @@ def gpt_stdlib() -> Recipe:
     """
     return Recipe(
         name="gpt-stdlib",
-        description="byte-level GPT-2 (0.84 M parameters) on Python's library source",
+        description="GPT-2 (0.84 M) on library source, by bytes",
         task=GptStdlib(),
         metric=Metric("loss", "validation loss (nats per byte)", False),
         steps=600,

@@ -49,9 +49,19 @@ class VitDigits:
         Returns:
             The task.
         """
+        from saiopt.lab.image_models import vision_transformer
         from saiopt.lab.tasks.digit_classifier import DigitClassifier
 
-        return DigitClassifier(self)
+        return DigitClassifier(
+            lambda: vision_transformer(
+                classes=10,
+                side=8,
+                patch=self.patch_size,
+                width=self.hidden_size,
+                layers=self.num_layers,
+                heads=self.num_heads,
+            )
+        )
 
 
 def vit_digits() -> Recipe:
@@ -62,7 +72,7 @@ def vit_digits() -> Recipe:
     """
     return Recipe(
         name="vit-digits",
-        description="vision transformer (0.2 M parameters) on scikit-learn's digits",
+        description="ViT (0.2 M) on scikit-learn's digits",
         task=VitDigits(),
         metric=Metric("accuracy", "validation accuracy", True),
         steps=1800,

@@ -1,0 +1,82 @@
+"""Denoising diffusion on scikit-learn's handwritten digits."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from saiopt.lab.recipe import Metric, Recipe
+
+if TYPE_CHECKING:
+    from saiopt.lab.tasks.digit_diffusion import DigitDiffusion
+
+
+@dataclasses.dataclass(frozen=True)
+class DdpmDigits:
+    """A small UNet as diffusers builds it, for images of 8x8 pixels.
+
+    Args:
+        width: Channels at full resolution, twice as many at half; a multiple of 8.
+        held_out_repeats: Noise levels at which every held-out image is tested.
+        samples: Images that are generated for the Fréchet distance.
+        sampling_steps: Steps of the sampler per image, up to 1000.
+
+    Raises:
+        ValueError: If a size is out of its range.
+    """
+
+    width: int = 16
+    held_out_repeats: int = 2
+    samples: int = 256
+    sampling_steps: int = 20
+
+    def __post_init__(self) -> None:
+        if min(dataclasses.astuple(self)) < 1:
+            raise ValueError(f"sizes must be at least 1, got {self}")
+        if self.width % 8:
+            raise ValueError(f"task.width must be a multiple of 8, got {self.width}")
+        if self.samples < 2:
+            raise ValueError(f"task.samples must be at least 2, got {self.samples}")
+        if self.sampling_steps > 1000:
+            raise ValueError(
+                f"task.sampling_steps must be at most 1000, got {self.sampling_steps}"
+            )
+
+    def load(self) -> DigitDiffusion:
+        """Read the digits that come with scikit-learn.
+
+        Returns:
+            The task.
+        """
+        from saiopt.lab.tasks.digit_diffusion import DigitDiffusion
+
+        return DigitDiffusion(self, range(10))
+
+
+def ddpm_digits() -> Recipe:
+    """Return the recipe: 0.2 M parameters, 11 epochs of 1198 images.
+
+    Returns:
+        The recipe; its learning rates are guesses after short runs, not yet swept.
+    """
+    return Recipe(
+        name="ddpm-digits",
+        description="diffusion (UNet, 0.2 M) on the digits",
+        task=DdpmDigits(),
+        metric=Metric("loss", "validation denoising loss", False),
+        steps=400,
+        batch_size=32,
+        eval_every=200,
+        checkpoint_every=200,
+        schedule="cosine",
+        warmup_fraction=0.05,
+        clip_norm=1.0,
+        decay_per_step=1e-4,
+        lrs={
+            "sgdsai": 1e-2,
+            "sgdsai-sqrt-numel": 1e-2,
+            "adamw": 2e-3,
+            "sgd": 1e-1,
+            "sgdm-decoupled": 5e-1,
+        },
+    )
