@@ -44,7 +44,10 @@ _STYLE: dict[RcKeyType, Any] = {
 
 @contextlib.contextmanager
 def figure(
-    paths: Iterable[Path], size: tuple[float, float] = (7.2, 4.2), columns: int = 1
+    paths: Iterable[Path],
+    size: tuple[float, float] = (7.2, 4.2),
+    columns: int = 1,
+    rows: int = 1,
 ) -> Iterator[tuple[Figure, Sequence[Axes]]]:
     """Open a figure and write it at the end.
 
@@ -52,9 +55,10 @@ def figure(
         paths: Files to write; each suffix names a format.
         size: Width and height in inches.
         columns: Axes side by side.
+        rows: Axes below each other.
 
     Yields:
-        The figure and its axes.
+        The figure and its axes, row by row.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -63,8 +67,8 @@ def figure(
     with mpl.rc_context(_STYLE):
         drawing = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(drawing)
-        axes = drawing.subplots(1, columns, squeeze=False)[0]
-        yield drawing, list(axes)
+        axes = drawing.subplots(rows, columns, squeeze=False)
+        yield drawing, list(axes.flat)
         for path in paths:
             # Dates in the file would make equal pictures differ.
             metadata = {"Date": None} if path.suffix == ".svg" else None

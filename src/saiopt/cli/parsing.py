@@ -10,9 +10,16 @@ from saiopt.cli.compare import Compare
 from saiopt.cli.gsnr import Gsnr
 from saiopt.cli.recipes import Recipes
 from saiopt.cli.refusal import RefusalError
+from saiopt.cli.sweep import Sweep
 from saiopt.cli.train import Train
 
-_COMMANDS = {"compare": Compare, "train": Train, "gsnr": Gsnr, "recipes": Recipes}
+_COMMANDS = {
+    "compare": Compare,
+    "train": Train,
+    "sweep": Sweep,
+    "gsnr": Gsnr,
+    "recipes": Recipes,
+}
 
 
 def parse(arguments: Sequence[str]) -> Callable[[], None]:

@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-_EXTRAS = ("matplotlib", "numpy", "rich", "sklearn", "transformers", "tyro")
+_EXTRAS = (
+    "matplotlib",
+    "numpy",
+    "optuna",
+    "rich",
+    "sklearn",
+    "transformers",
+    "tyro",
+)
 
 
 class RefusalError(Exception):
