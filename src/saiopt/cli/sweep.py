@@ -79,8 +79,7 @@ class Sweep(Training):
         with refusing(ValueError, FileNotFoundError, RunFolderError):
             sweeps = self._sweeps(recipe_of(self))
             place = self._place()
-            first = sweeps[0].runs({"lr": sweeps[0].lrs[0]})
-            task = prepare(first)
+            task = prepare([sweep.runs({"lr": sweep.lrs[0]})[0] for sweep in sweeps])
             require_writable(self.runs_dir)
             opened = boards(sweeps, task, place)
             self._work_off(opened, task, place)

@@ -11,7 +11,7 @@ from saiopt.analysis.curves import Curve, plot_curves
 from saiopt.lab.atomic import write_json
 from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.loop import Observer
-from saiopt.lab.optimizers import get_optimizer
+from saiopt.lab.optimizers import build_optimizer, get_optimizer
 from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.recipe import Recipe
@@ -100,7 +100,7 @@ def plan(
 
 
 def prepare(runs: Sequence[Run]) -> Task:
-    """Load the task of some runs and see that it has a model and a batch for them.
+    """Load the task of some runs and see that model, batch and optimizers fit it.
 
     Args:
         runs: Of one recipe.
@@ -110,12 +110,14 @@ def prepare(runs: Sequence[Run]) -> Task:
 
     Raises:
         FileNotFoundError: If the data is not on this machine.
-        ValueError: If the task's sizes do not fit its data.
+        ValueError: If the task's sizes do not fit its data, or an optimizer its model.
     """
     task = runs[0].recipe.task.load()
     task.batch(runs[0].seed, 0, runs[0].recipe.batch_size)
     with torch.device("meta"):
-        task.build_model(runs[0].seed)
+        model = task.build_model(runs[0].seed)
+    for run in {run.optimizer: run for run in runs}.values():
+        build_optimizer(run.optimizer, model, run.lr, run.weight_decay, run.seed)
     return task
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from importlib.metadata import version
 from typing import Any
 
 from saiopt.lab.optimizers import get_optimizer
@@ -55,6 +56,11 @@ class Run:
             return self.fixed_weight_decay
         return self.recipe.decay_per_step / self.lr
 
+    @property
+    def schedule(self) -> str:
+        """The recipe's, unless the optimizer prescribes its own."""
+        return get_optimizer(self.optimizer).schedule or self.recipe.schedule
+
     def describe(self) -> dict[str, Any]:
         """Return what the user chose, as JSON types."""
         recipe = dataclasses.asdict(self.recipe)
@@ -67,6 +73,12 @@ class Run:
             "seed": self.seed,
             "gsnr_every": self.gsnr_every,
         }
+        # Runs of optimizers without these keep the names that they have always had.
+        spec = get_optimizer(self.optimizer)
+        if spec.package is not None:
+            description["package"] = f"{spec.package} {version(spec.package)}"
+        if spec.schedule is not None:
+            description["schedule"] = spec.schedule
         # What is read back from a file has lists where this has tuples.
         return json.loads(json.dumps(description))
 

@@ -65,5 +65,6 @@ def published_grid(name: str) -> PublishedGrid:
                 for decay, value in zip(decays, row, strict=True)
             }
             for ours, theirs in _NAMES.items()
+            if theirs in content["values"]
         },
     )
