@@ -10,6 +10,7 @@ from saiopt.cli.compare import Compare
 from saiopt.cli.gsnr import Gsnr
 from saiopt.cli.recipes import Recipes
 from saiopt.cli.refusal import RefusalError
+from saiopt.cli.report import Report
 from saiopt.cli.sweep import Sweep
 from saiopt.cli.train import Train
 
@@ -18,6 +19,7 @@ _COMMANDS = {
     "train": Train,
     "sweep": Sweep,
     "gsnr": Gsnr,
+    "report": Report,
     "recipes": Recipes,
 }
 
