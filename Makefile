@@ -4,8 +4,9 @@ BIN := .venv/bin
 
 .PHONY: demo test lint format clean
 
+# One thread: its numbers do not depend on how many cores there are.
 demo: .venv/installed
-	$(BIN)/saiopt compare gpt-stdlib --optimizers sgdsai adamw sgdm-decoupled --seeds 0
+	$(BIN)/saiopt compare gpt-stdlib --optimizers sgdsai adamw sgdm-decoupled --seeds 0 --threads 1
 
 test: .venv/installed
 	$(BIN)/python -m pytest

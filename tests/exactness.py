@@ -15,8 +15,11 @@ from oracle import Oracle
 
 from saiopt import SGDSaI
 from saiopt.scaling import NAMES
+from saiopt.update import library
 
 EXECUTIONS = {"reference": {"foreach": False}, "foreach": {"foreach": True}}
+if not isinstance(library.load(), str):
+    EXECUTIONS["fused"] = {"fused": True}
 
 
 def largest_differences(scaling, execution, steps=200, lr=3e-3, dtype=torch.float32):

@@ -32,6 +32,8 @@ def param(dtype=torch.float32):
         ({"foreach": True, "fused": True}, ValueError, "foreach must be False or None"),
         ({"state_dtype": "bf16"}, ValueError, "state_dtype must be None"),
         ({"state_dtype": torch.float16}, ValueError, "state_dtype must be None"),
+        ({"state_dtype": "int2"}, ValueError, "torch.int8 or 'int4', got 'int2'"),
+        ({"state_dtype": torch.uint8}, ValueError, "got torch.uint8"),
         ({"stochastic_rounding": 1}, TypeError, "stochastic_rounding must be True"),
     ],
 )
@@ -79,14 +81,6 @@ def test_a_sparse_gradient_is_refused_before_anything_changes():
     with pytest.raises(RuntimeError, match="gradients must be dense"):
         optimizer.step()
     assert torch.equal(dense, torch.ones(3))
-
-
-def test_a_fused_execution_that_does_not_exist_is_refused():
-    weights = param()
-    weights.grad = torch.ones(3)
-    with pytest.raises(RuntimeError, match="fused must be False or None"):
-        SGDSaI([weights], fused=True).step()
-    assert torch.equal(weights, torch.ones(3))
 
 
 def test_a_flattened_parameter_is_refused_by_its_mark_and_by_its_shape():

@@ -141,13 +141,14 @@ def _chunk_moments(grad: Tensor) -> Iterator[tuple[int, Tensor]]:
         return
     dtype = torch.float32 if grad.device.type == "mps" else torch.float64
     # Fits the caches of a CPU; on an accelerator, large enough to fill it.
-    size = 2**18 if grad.device.type == "cpu" else 2**22
+    size = 2**17 if grad.device.type == "cpu" else 2**22
     entries = _any_order(grad)
     buffer = entries.new_empty(min(size, len(entries)), dtype=dtype)
     for chunk in entries.split(size):
         values = buffer[: len(chunk)].copy_(chunk)
         mean = values.mean()
-        squared = values.sub_(mean).square_().sum()
+        values.sub_(mean)
+        squared = torch.dot(values, values)
         yield len(chunk), torch.stack((mean, squared))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -52,10 +52,12 @@ class SGDSaI(Optimizer):
         maximize: step along the gradient.
         foreach: whether to update lists of tensors together. None chooses.
         fused: whether to use a fused kernel. None chooses.
-        state_dtype: dtype of the momentum: None for the parameter's, torch.float32 or
-            torch.bfloat16.
-        stochastic_rounding: whether bfloat16 results round stochastically. None means
-            yes.
+        state_dtype: dtype of the momentum: None for the parameter's, torch.float32,
+            torch.bfloat16, torch.int8 or `"int4"`. Codes of 8 and 4 bits take 1.0625
+            and 0.5625 bytes per entry; parameters of one dimension or of less than 4096
+            entries keep float32 instead.
+        stochastic_rounding: whether results in bfloat16 and in codes round
+            stochastically. None means yes.
 
     Raises:
         TypeError: an argument is of the wrong kind, or a parameter is complex or
@@ -92,7 +94,7 @@ class SGDSaI(Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
-        state_dtype: torch.dtype | None = None,
+        state_dtype: torch.dtype | Literal["int4"] | None = None,
         stochastic_rounding: bool | None = None,
     ) -> None:
         defaults = {
@@ -293,6 +295,6 @@ class SGDSaI(Optimizer):
                     self._pending[param] = 0.0
             elif group["momentum"] != 0 and "momentum_buffer" not in entry:
                 # The momentum was 0 until now: it starts at the next gradient.
-                entry["momentum_buffer"] = state.momentum_buffer(param, group)
+                entry.update(state.momentum(param, group))
                 entry["scale"].abs_().neg_()
                 self._pending[param] = -entry["scale"].item()

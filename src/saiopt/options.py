@@ -12,7 +12,12 @@ from torch import Tensor
 from .scaling import NAMES
 
 # By the names that groups keep: distributed checkpoints refuse a torch.dtype.
-STATE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPE_NAMES = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.int8: "int8",
+}
+STATE_DTYPES = (*_DTYPE_NAMES.values(), "int4")
 
 
 def state_dtype_name(state_dtype: object) -> object:
@@ -24,9 +29,8 @@ def state_dtype_name(state_dtype: object) -> object:
     Returns:
         A name of :data:`STATE_DTYPES`, or what was given where it has none.
     """
-    for name, dtype in STATE_DTYPES.items():
-        if state_dtype == dtype:
-            return name
+    if isinstance(state_dtype, torch.dtype):
+        return _DTYPE_NAMES.get(state_dtype, state_dtype)
     return state_dtype
 
 
@@ -50,7 +54,8 @@ def check(options: Mapping[str, Any]) -> None:
         raise ValueError(f"scaling must be one of {names} or callable, got {scaling!r}")
     if options["state_dtype"] not in (None, *STATE_DTYPES):
         raise ValueError(
-            "state_dtype must be None, torch.float32 or torch.bfloat16, "
+            "state_dtype must be None, torch.float32, torch.bfloat16, torch.int8 or "
+            "'int4', "
             f"got {options['state_dtype']!r}"
         )
     _check_flag("maximize", options["maximize"], optional=False)

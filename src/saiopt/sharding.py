@@ -10,6 +10,7 @@ elementwise and runs on the local entries.
 from __future__ import annotations
 
 import gc
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
@@ -81,14 +82,70 @@ def local_block(param: Tensor, grad: Tensor, entry: Mapping[str, Tensor]) -> Blo
     Returns:
         Tensors that share memory with the parameter and its state.
     """
-    buffer = entry.get("momentum_buffer")
+    buffer, codes_scale = entry.get("momentum_buffer"), entry.get("momentum_scale")
     return Block(
         local_entries(param),
         grad,
         None if buffer is None else local_entries(buffer),
         entry["scale"],
         entry.get("rounding_seed"),
+        None if codes_scale is None else local_entries(codes_scale),
     )
+
+
+def zeros_beside(param: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return zeros of another shape that are distributed as a parameter is.
+
+    Args:
+        param: a parameter whose shards :func:`hold_whole_groups`.
+        shape: the parameter's, or (rows, columns) in proportion to its rows and its
+            columns, which are all other dimensions together.
+        dtype: of the zeros.
+
+    Returns:
+        Contiguous zeros, a DTensor with the parameter's placements if it is one.
+    """
+    if not _is_dtensor(param):
+        return torch.zeros(shape, dtype=dtype, device=param.device)
+    local = param.to_local()
+    cols, local_cols = (math.prod(t.shape[1:]) for t in (param, local))
+    if tuple(shape) == tuple(param.shape):
+        here = local.shape
+    else:
+        here = (local.shape[0], shape[1] * local_cols // cols)
+    zeros = torch.zeros(here, dtype=dtype, device=local.device)
+    return type(param).from_local(
+        zeros,
+        param.device_mesh,
+        param.placements,
+        run_check=False,
+        shape=torch.Size(shape),
+        stride=torch.empty(tuple(shape), device="meta").stride(),
+    )
+
+
+def hold_whole_groups(param: Tensor, group_size: int) -> bool:
+    """Tell whether no group of a row's neighbours lies on several ranks.
+
+    Args:
+        param: the parameter, of at least two dimensions.
+        group_size: entries of a group.
+
+    Returns:
+        True where every rank has whole rows, or equal parts of them that consist of
+        whole groups.
+    """
+    if not _is_dtensor(param):
+        return True
+    parts = 1
+    for mesh_dim, placement in enumerate(param.placements):
+        dim = getattr(placement, "dim", 0)
+        if dim > 1:
+            return False
+        parts *= param.device_mesh.size(mesh_dim) if dim == 1 else 1
+    per_part = param.shape[1] // parts * math.prod(param.shape[2:])
+    even = param.shape[1] % parts == 0
+    return parts == 1 or (even and per_part % group_size == 0)
 
 
 def is_sharded(param: Tensor) -> bool:

@@ -4,20 +4,32 @@
     0-d float32. 0: not calibrated. s > 0: calibrated, the momentum runs. -s < 0: the
     scale is s already, and the next usable gradient starts the momentum.
 ``momentum_buffer``
-    m, shaped like the parameter; absent where the momentum has always been 0.
+    m; absent where the momentum has always been 0. Shaped like the parameter, except
+    codes of 4 bits: torch.uint8 of shape (rows, ⌈columns / 2⌉), where the columns are
+    the parameter's dimensions after the first.
+``momentum_scale``
+    bfloat16 of shape (rows, ⌈columns / 32⌉); present where m is held in 8 or 4 bits.
 ``rounding_seed``
     0-d int32, advances by one each step; present where results round stochastically.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .options import STATE_DTYPES
+from .low_bit import buffer_shape, code_of, scale_shape
+from .sharding import hold_whole_groups, zeros_beside
+
+# Smaller blocks keep their momentum in float32, and so do those of one dimension:
+# together they are hardly any memory, and they are the sensitive ones.
+_SMALLEST_CODED = 4096
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_CODE_DTYPES = {"int8": torch.int8, "int4": torch.uint8}
 
 
 def allocate(
@@ -35,7 +47,7 @@ def allocate(
     """
     state = {"scale": torch.zeros((), dtype=torch.float32, device=param.device)}
     if options["momentum"] != 0:
-        state["momentum_buffer"] = momentum_buffer(param, options)
+        state |= momentum(param, options)
     if _rounds_stochastically(param, options):
         # An odd multiplier spreads the seeds of neighbours over all 2^32 values.
         seed = (ordinal * 0x9E3779B1) % 2**32 - 2**31
@@ -45,25 +57,48 @@ def allocate(
     return state
 
 
-def momentum_buffer(param: Tensor, options: Mapping[str, Any]) -> Tensor:
-    """Return a zero momentum of the parameter's shape and the group's state dtype.
+def momentum(param: Tensor, options: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return a zero momentum in the group's state dtype.
 
     Args:
         param: the parameter.
         options: its group's options by name.
 
     Returns:
-        Zeros with the parameter's strides.
+        `momentum_buffer`, with the parameter's strides unless it holds codes, and
+        `momentum_scale` where it does.
     """
-    return torch.zeros_like(
-        param,
-        dtype=STATE_DTYPES.get(options["state_dtype"], param.dtype),
-        memory_format=torch.preserve_format,
-    )
+    dtype = _momentum_dtype(param, options)
+    if dtype not in _CODE_DTYPES.values():
+        buffer = torch.zeros_like(
+            param, dtype=dtype, memory_format=torch.preserve_format
+        )
+        return {"momentum_buffer": buffer}
+    code, cols = code_of(dtype), math.prod(param.shape[1:])
+    packed = buffer_shape(code, param.shape[0], cols)
+    scales = scale_shape(code, param.shape[0], cols)
+    return {
+        "momentum_buffer": zeros_beside(
+            param, param.shape if code.bits == 8 else packed, dtype
+        ),
+        "momentum_scale": zeros_beside(param, scales, torch.bfloat16),
+    }
+
+
+def _momentum_dtype(param: Tensor, options: Mapping[str, Any]) -> torch.dtype:
+    asked = options["state_dtype"]
+    if asked not in _CODE_DTYPES:
+        return _DTYPES.get(asked, param.dtype)
+    if param.dim() < 2 or param.numel() < _SMALLEST_CODED:
+        return torch.float32
+    code_dtype = _CODE_DTYPES[asked]
+    if not hold_whole_groups(param, code_of(code_dtype).group_size):
+        return torch.float32
+    return code_dtype
 
 
 def _rounds_stochastically(param: Tensor, options: Mapping[str, Any]) -> bool:
     if options["stochastic_rounding"] is False:
         return False
-    stored = STATE_DTYPES.get(options["state_dtype"], param.dtype)
-    return torch.bfloat16 in {param.dtype, stored}
+    stored = {param.dtype, _momentum_dtype(param, options)}
+    return bool(stored & {torch.bfloat16, torch.int8, torch.uint8})

@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 from saiopt.lab.recipe import Recipe, override
 from saiopt.lab.recipes import get_recipe
@@ -19,8 +18,3 @@ TINY = {
 @pytest.fixture
 def tiny() -> Recipe:
     return override(get_recipe("vit-digits"), TINY)
-
-
-@pytest.fixture
-def cpu() -> torch.device:
-    return torch.device("cpu")

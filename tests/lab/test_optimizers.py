@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from saiopt import SGDSaI, get_scales
+from saiopt.lab.compare import plan
 from saiopt.lab.loop import Progress
 from saiopt.lab.optimizers import (
     OPTIMIZERS,
@@ -215,3 +216,26 @@ def test_an_average_is_evaluated_and_left_again_for_training(
 def test_the_version_of_a_package_is_part_of_a_run(tiny: Recipe) -> None:
     assert Run(tiny, "lion", 0.1, 0).describe()["package"].startswith("lion-pytorch ")
     assert "package" not in Run(tiny, "adamw", 0.1, 0).describe()
+
+
+@pytest.mark.parametrize("suffix", ["bf16", "int8", "int4"])
+def test_a_low_bit_variant_takes_the_learning_rate_of_sgdsai(
+    tiny: Recipe, suffix: str
+) -> None:
+    [run] = plan(tiny, [f"sgdsai-{suffix}"], [0], {})
+    assert run.lr == tiny.lrs["sgdsai"]
+
+
+def test_low_bit_momentum_takes_its_bytes() -> None:
+    model = nn.Linear(128, 128)
+    for name, most in (
+        ("sgdsai-bf16", 2.1),
+        ("sgdsai-int8", 1.1),
+        ("sgdsai-int4", 0.6),
+    ):
+        spec = get_optimizer(name)
+        optimizer = spec.build(model, 0.1, 0.0, **spec.settings)
+        model(torch.randn(2, 128)).sum().backward()
+        optimizer.step()
+        held = state_bytes(optimizer) / sum(p.numel() for p in model.parameters())
+        assert held < most

@@ -35,10 +35,11 @@ class Compare(Training):
 
     def __call__(self) -> None:
         """Train and print the table."""
+        # Before the imports, so that a wrong name is answered at once.
+        recipe = recipe_of(self)
         from saiopt.lab.compare import as_json, compare, plan
         from saiopt.lab.comparison_table import comparison_table
 
-        recipe = recipe_of(self)
         with refusing(ValueError):
             names = self.optimizers or tuple(recipe.lrs)
             runs = plan(recipe, names, self.seeds, self._lrs())

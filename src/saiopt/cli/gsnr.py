@@ -30,12 +30,12 @@ class Gsnr(Training):
 
     def __call__(self) -> None:
         """Train, measure and print the table."""
-        from saiopt.analysis.gsnr import gsnr_summary, gsnr_table
-        from saiopt.lab.gsnr import measure_gsnr, rows_as_json
-
         if self.every < 1:
             raise RefusalError(f"every must be at least 1, got {self.every}")
         run = single_run(self, self.optimizer, self.seed, self.lr)
+        from saiopt.analysis.gsnr import gsnr_summary, gsnr_table
+        from saiopt.lab.gsnr import measure_gsnr, rows_as_json
+
         run = dataclasses.replace(run, gsnr_every=self.every)
         measured = carry_out_all(
             self, [run], lambda runs, *rest: measure_gsnr(runs[0], *rest)

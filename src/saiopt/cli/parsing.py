@@ -6,8 +6,10 @@ from io import StringIO
 
 import tyro
 
+from saiopt.cli.bench import Bench
 from saiopt.cli.compare import Compare
 from saiopt.cli.gsnr import Gsnr
+from saiopt.cli.memory import Memory
 from saiopt.cli.recipes import Recipes
 from saiopt.cli.refusal import RefusalError
 from saiopt.cli.report import Report
@@ -21,6 +23,8 @@ _COMMANDS = {
     "gsnr": Gsnr,
     "report": Report,
     "recipes": Recipes,
+    "memory": Memory,
+    "bench": Bench,
 }
 
 

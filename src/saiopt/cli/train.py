@@ -27,9 +27,9 @@ class Train(Training):
 
     def __call__(self) -> None:
         """Train and print where the result is."""
+        run = single_run(self, self.optimizer, self.seed, self.lr)
         from saiopt.lab.outcome import carry_out
 
-        run = single_run(self, self.optimizer, self.seed, self.lr)
         outcome = carry_out_all(
             self, [run], lambda runs, *rest: carry_out(runs[0], *rest)
         )

@@ -101,9 +101,10 @@ def single_run(options: Training, optimizer: str, seed: int, lr: float | None) -
     Raises:
         RefusalError: If an argument is bad.
     """
+    # Before the imports, so that a wrong name is answered at once.
+    recipe = recipe_of(options)
     from saiopt.lab.compare import plan
 
-    recipe = recipe_of(options)
     with refusing(ValueError):
         lrs = {} if lr is None else {optimizer: lr}
         return plan(recipe, [optimizer], [seed], lrs)[0]

@@ -217,6 +217,9 @@ def _plot(comparison: Comparison) -> None:
 
 
 def _lr(table: Mapping[str, float], optimizer: str) -> float:
+    same = get_optimizer(optimizer).lr_of
+    if optimizer not in table and same is not None and same in table:
+        return table[same]
     if optimizer not in table:
         raise ValueError(
             f"lr must be given for {optimizer}, for which the recipe has none "

@@ -17,10 +17,10 @@ def comparison_table(comparison: Comparison) -> Table:
     """
     metric = comparison.recipe.metric
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("optimizer", "lr"):
+    for column in ("\noptimizer", "\nlr"):
         table.add_column(column, no_wrap=True)
-    table.add_column(metric.label.replace("validation ", "val. "), justify="right")
-    for column in ("state B/param", "step ms", "time"):
+    table.add_column(f"\nvalidation {metric.name}", justify="right")
+    for column in ("state\nB/param", "step\nms", "\ntime"):
         table.add_column(column, justify="right")
     means = [
         row.metric.mean for row in comparison.rows if row.metric and not row.diverged

@@ -25,7 +25,7 @@ def numerics(device: torch.device, fingerprint: str) -> dict[str, Any]:
     return {
         "data": fingerprint,
         "device": device.type,
-        "hardware": _hardware(device),
+        "hardware": hardware(device),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": version("transformers"),
@@ -78,6 +78,24 @@ def commit() -> str | None:
     return head + ("+" if _git(package, "status", "--porcelain", "--", ".") else "")
 
 
+def hardware(device: torch.device) -> str:
+    """Name the processor of a device.
+
+    Args:
+        device: Where the work is done.
+
+    Returns:
+        Such as ``NVIDIA A100-SXM4-80GB``.
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
@@ -89,13 +107,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -17,6 +17,8 @@ class Block(NamedTuple):
         momentum_buffer: m, changed in place; None where no momentum is kept.
         scale: s, float32, 0-d or broadcasting against the parameter.
         rounding_seed: 0-d int32; None where results round to nearest.
+        momentum_scale: scales of the codes in `momentum_buffer`, bfloat16, shape (rows,
+            groups), changed in place; None where that holds the momentum itself.
     """
 
     param: Tensor
@@ -24,6 +26,7 @@ class Block(NamedTuple):
     momentum_buffer: Tensor | None
     scale: Tensor
     rounding_seed: Tensor | None
+    momentum_scale: Tensor | None = None
 
 
 class Coefficients(NamedTuple):

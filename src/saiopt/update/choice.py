@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
+from . import cpu, reference, two_pass
 from . import foreach as foreach_execution
-from . import reference
 from .blocks import Block, Coefficients
 
 Execution = Callable[[Sequence[Block], Coefficients], None]
@@ -20,18 +22,43 @@ def choose(
 
     Args:
         params: the parameters.
-        foreach: True for lists of tensors, False against it, None to choose: lists
+        foreach: True for lists of tensors, False against it. None to choose: lists
             where every parameter is on an accelerator, since only there launches cost.
-        fused: True for a fused kernel, False or None against it.
+        fused: True for a fused kernel, False against it. None to choose, unless
+            `foreach` is given: a kernel where there is one, and on a CPU without one
+            torch's own fused SGD for half of the rule.
 
     Returns:
         A function of blocks and coefficients.
 
     Raises:
-        RuntimeError: `fused` is True, and no fused execution exists.
+        RuntimeError: `fused` is True, and there is no kernel for these parameters.
     """
-    if fused:
-        raise RuntimeError("fused must be False or None: no fused execution exists yet")
+    # A kernel is called by address, which tracing cannot follow.
+    chooses = fused is None and foreach is None and not torch.compiler.is_compiling()
+    if fused or chooses:
+        kernel = _kernel(params)
+        if isinstance(kernel, str):
+            if fused:
+                raise RuntimeError(
+                    f"fused must be False or None where {kernel}, got True"
+                )
+        elif not torch.compiler.is_compiling():
+            return kernel
     if foreach is None:
         foreach = all(param.device.type != "cpu" for param in params)
+    if chooses and all(param.is_cpu for param in params):
+        return two_pass.update
     return foreach_execution.update if foreach else reference.update
+
+
+def _kernel(params: Sequence[Tensor]) -> Execution | str:
+    """Return the fused execution, or the reason why there is none."""
+    if not any(param.is_cuda for param in params):
+        return cpu.unavailable(params) or cpu.update
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    # Loaded only where it is needed, since it loads triton.
+    from . import triton
+
+    return triton.unavailable(params) or triton.update

@@ -9,17 +9,23 @@ m written, θ is read and written, then θ and m are read and θ written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from saiopt.low_bit import high_half, low_half, noise_bits, round_stochastically
+from saiopt.low_bit import (
+    code_of,
+    dequantize,
+    high_half,
+    low_half,
+    noise_bits,
+    quantize,
+    round_stochastically,
+)
 
 from .blocks import Block, Coefficients
-
-# Entries that pass through float32 copies at a time.
-_CHUNK = 2**20
+from .tiles import Tile, matrix_shape, tiles
 
 
 def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
@@ -52,9 +58,10 @@ def decay(blocks: Sequence[Block], coefficients: Coefficients) -> None:
         if block.param.dtype in (torch.float32, torch.float64):
             block.param.mul_(coefficients.shrink)
             continue
-        for start, (stored,) in _chunks(block.param):
+        for tile in tiles([block.param]):
+            stored = tile.of(block.param)
             decayed = stored.to(torch.float32) * coefficients.shrink
-            _store(stored, decayed, _noise(block, start, stored, high=False))
+            _store(stored, decayed, _noise(block, tile, stored))
 
 
 def advance(blocks: Sequence[Block]) -> None:
@@ -100,56 +107,93 @@ def _apply(
 def _apply_through_copies(
     block: Block, step_size: Tensor, coefficients: Coefficients
 ) -> None:
-    """Apply the rule in float32, chunk by chunk, and round once at the store.
+    """Apply the rule in float32, tile by tile, and round once at the store.
 
     The parameter moves by the momentum before that is rounded.
     """
     dtype = _arithmetic_dtype(block.param)
     tensors = [block.param, block.grad]
-    if block.momentum_buffer is not None:
+    if block.momentum_buffer is not None and block.momentum_scale is None:
         tensors.append(block.momentum_buffer)
-    for start, (param, grad, *buffers) in _chunks(*tensors, varies=step_size.dim() > 0):
+    if step_size.dim() > 0:
+        step_size = step_size.expand(block.param.shape)
+        tensors.append(step_size)
+    for tile in tiles(tensors):
+        param = tile.of(block.param)
         values = param.to(dtype, copy=True)
-        momentum = buffers[0].to(dtype, copy=True) if buffers else None
-        _apply(values, grad.to(dtype), momentum, step_size, coefficients)
+        momentum = _read_momentum(block, tile, values)
+        _apply(
+            values,
+            tile.of(block.grad).to(dtype),
+            momentum,
+            tile.of(step_size) if step_size.dim() > 0 else step_size,
+            coefficients,
+        )
+        noise = _noise(block, tile, param)
         if momentum is not None:
-            _store(buffers[0], momentum, _noise(block, start, buffers[0], high=True))
-        _store(param, values, _noise(block, start, param, high=False))
+            _write_momentum(block, tile, momentum, noise)
+        _store(param, values, noise)
 
 
 def _arithmetic_dtype(param: Tensor) -> torch.dtype:
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 
-def _chunks(
-    *tensors: Tensor, varies: bool = False
-) -> Iterator[tuple[int, tuple[Tensor, ...]]]:
-    """Yield (index of the first entry, views) of pieces of bounded size.
+def _read_momentum(block: Block, tile: Tile, like: Tensor) -> Tensor | None:
+    """Return a copy of the tile's momentum with the shape and dtype of `like`."""
+    if block.momentum_buffer is None:
+        return None
+    if block.momentum_scale is None:
+        return tile.of(block.momentum_buffer).to(like.dtype, copy=True)
+    codes, scale, cols = _coded(block.momentum_buffer, block.momentum_scale, tile)
+    return dequantize(codes, scale, cols).view(like.shape).to(like.dtype)
 
-    Tensors that are not contiguous, or whose step size varies within the block, make
-    one piece.
-    """
-    if varies or not all(t.is_contiguous() for t in tensors):
-        yield 0, tensors
+
+def _write_momentum(
+    block: Block, tile: Tile, values: Tensor, noise: Tensor | None
+) -> None:
+    if block.momentum_buffer is None:
         return
-    pieces = zip(*(t.view(-1).split(_CHUNK) for t in tensors), strict=True)
-    for number, views in enumerate(pieces):
-        yield number * _CHUNK, views
+    if block.momentum_scale is None:
+        _store(tile.of(block.momentum_buffer), values, noise, high=True)
+        return
+    codes, scale, cols = _coded(block.momentum_buffer, block.momentum_scale, tile)
+    matrix = values.to(torch.float32).reshape(-1, cols)
+    bits = None if noise is None else high_half(noise).view(matrix.shape)
+    new_codes, new_scale = quantize(matrix, codes.dtype, bits)
+    codes.copy_(new_codes)
+    scale.copy_(new_scale)
 
 
-def _noise(block: Block, start: int, target: Tensor, *, high: bool) -> Tensor | None:
-    """Return 16 random bits per entry where the target rounds stochastically.
+def _coded(buffer: Tensor, scale: Tensor, tile: Tile) -> tuple[Tensor, Tensor, int]:
+    """Return views of the codes and the scales of a tile, and its number of columns."""
+    code = code_of(buffer.dtype)
+    first, last = tile.cols.start, tile.cols.stop
+    per_byte = 8 // code.bits
+    codes = buffer.view(matrix_shape(buffer))
+    return (
+        codes[tile.rows, first // per_byte : -(-last // per_byte)],
+        scale[tile.rows, first // code.group_size : -(-last // code.group_size)],
+        last - first,
+    )
+
+
+def _noise(block: Block, tile: Tile, values: Tensor) -> Tensor | None:
+    """Return 32 random bits per entry where results round stochastically.
 
     The two halves of one hash serve the parameter and its momentum.
     """
-    if block.rounding_seed is None or target.dtype != torch.bfloat16:
+    if block.rounding_seed is None:
         return None
-    bits = noise_bits(start, target.numel(), block.rounding_seed).view(target.shape)
-    return high_half(bits) if high else low_half(bits)
+    bits = noise_bits(tile.start, values.numel(), block.rounding_seed)
+    return bits.view(values.shape)
 
 
-def _store(target: Tensor, values: Tensor, noise: Tensor | None) -> None:
-    if noise is None:
+def _store(
+    target: Tensor, values: Tensor, noise: Tensor | None, *, high: bool = False
+) -> None:
+    if noise is None or target.dtype != torch.bfloat16:
         target.copy_(values)
-    else:
-        round_stochastically(target, values, noise)
+        return
+    half = high_half(noise) if high else low_half(noise)
+    round_stochastically(target, values.to(torch.float32), half)

@@ -18,6 +18,15 @@ def _sai(scaling: str, source: str = _RELEASE) -> OptimizerSpec:
 OPTIMIZERS: dict[str, OptimizerSpec] = {
     "sgdsai": _sai("gsnr"),
     "sgdsai-sqrt-numel": _sai("sqrt_numel"),
+    **{
+        f"sgdsai-{suffix}": OptimizerSpec(
+            scaled_once.sgdsai,
+            {"momentum": 0.9, "eps": 1e-8, "scaling": "gsnr", "state_dtype": name},
+            f"as sgdsai, with momentum in {name}",
+            lr_of="sgdsai",
+        )
+        for suffix, name in (("bf16", "bfloat16"), ("int8", "int8"), ("int4", "int4"))
+    },
     "sgdm-decoupled": _sai("none", "as sgdsai, with every scale 1"),
     "adamw": OptimizerSpec(built_in.adamw, {"betas": (0.9, 0.95), "eps": 1e-8}, _GPT3),
     "sgd": OptimizerSpec(built_in.sgd, {"momentum": 0.9}, "the usual momentum"),

@@ -1,6 +1,6 @@
 """SGD-SaI and its controls."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,14 @@ from saiopt.param_groups import decay_groups
 from saiopt.scaling import NamedScaling, gsnr
 from saiopt.sharding import measure_blocks
 
+# Settings are JSON types: a dtype goes by its name.
+_STATE_DTYPES: dict[str | None, torch.dtype | Literal["int4"] | None] = {
+    None: None,
+    "bfloat16": torch.bfloat16,
+    "int8": torch.int8,
+    "int4": "int4",
+}
+
 
 def sgdsai(
     model: nn.Module,
@@ -21,6 +29,7 @@ def sgdsai(
     momentum: float,
     eps: float,
     scaling: NamedScaling,
+    state_dtype: str | None = None,
 ) -> SGDSaI:
     """Build SGD-SaI with one of its scaling rules.
 
@@ -31,12 +40,19 @@ def sgdsai(
         momentum: μ.
         eps: ε.
         scaling: Name of the rule.
+        state_dtype: Name of the momentum's dtype, None for the parameters'.
 
     Returns:
         The optimizer.
     """
-    groups = decay_groups(model, weight_decay)
-    return SGDSaI(groups, lr=lr, momentum=momentum, eps=eps, scaling=scaling)
+    return SGDSaI(
+        decay_groups(model, weight_decay),
+        lr=lr,
+        momentum=momentum,
+        eps=eps,
+        scaling=scaling,
+        state_dtype=_STATE_DTYPES[state_dtype],
+    )
 
 
 def shuffled(

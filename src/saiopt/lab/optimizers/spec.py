@@ -18,6 +18,7 @@ class OptimizerSpec:
         settings: Everything beyond learning rate and decay; part of a run's
             identity.
         source: Where the settings come from.
+        lr_of: Optimizer whose learning rate serves where a recipe has no own one.
         package: Distribution whose version is part of a run's identity.
         schedule: Instead of the recipe's, where the method prescribes its own.
         seeded: Whether ``build`` also takes the run's ``seed``.
@@ -26,6 +27,7 @@ class OptimizerSpec:
     build: Callable[..., Optimizer]
     settings: Mapping[str, Any]
     source: str
+    lr_of: str | None = None
     package: str | None = None
     schedule: str | None = None
     seeded: bool = False

@@ -1,4 +1,4 @@
-"""Storing float32 results in 16 bits without losing what is smaller than a spacing."""
+"""Rounding to fewer bits without losing what is smaller than a spacing."""
 
 from __future__ import annotations
 

@@ -1,0 +1,71 @@
+"""The parameters that are stepped: a real model's shapes, filled with noise."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from saiopt.memory.models import KNOWN_MODELS, build_model
+
+TINY = "tiny"
+_WEIGHT_STD = 0.02
+_GRADIENT_STD = 1e-3
+
+
+def skeleton(shapes: str) -> nn.Module:
+    """Build the model whose parameters' shapes are stepped.
+
+    Args:
+        shapes: ``tiny`` (half a megabyte, for trying things out), or whatever
+            :func:`saiopt.memory.models.build_model` takes.
+
+    Returns:
+        The model, without memory.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if shapes == TINY:
+        return _tiny_model()
+    try:
+        return build_model(shapes)
+    except ValueError as error:
+        if not str(error).startswith("model must be one of"):
+            raise
+        known = ", ".join((TINY, *KNOWN_MODELS))
+        raise ValueError(
+            f"shapes must be one of {known}, a Hugging Face config.json or "
+            f"package.module:callable, got {shapes}"
+        ) from error
+
+
+def allocate(
+    model: nn.Module, dtype: torch.dtype, device: torch.device
+) -> list[nn.Parameter]:
+    """Allocate parameters with gradients.
+
+    Args:
+        model: whose parameters' shapes count.
+        dtype: of parameters and gradients.
+        device: of both.
+
+    Returns:
+        Parameters, normal with standard deviation 0.02, whose gradients are normal
+        with standard deviation 1e-3; the same at every call.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    params = []
+    for shape in (p.shape for p in model.parameters()):
+        values = torch.empty(shape, dtype=dtype, device=device)
+        param = nn.Parameter(values.normal_(std=_WEIGHT_STD, generator=generator))
+        grad = torch.empty(shape, dtype=dtype, device=device)
+        param.grad = grad.normal_(std=_GRADIENT_STD, generator=generator)
+        params.append(param)
+    return params
+
+
+def _tiny_model() -> nn.Module:
+    shapes = {"wte": (64, 128), "attn": (384, 128), "mlp": (512, 128), "norm": (128,)}
+    return nn.ParameterDict(
+        {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    )

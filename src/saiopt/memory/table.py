@@ -1,0 +1,138 @@
+"""What ``saiopt memory`` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from .report import Report, Row, published
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+GIB = 2**30
+_COLUMNS = (
+    "weights",
+    "grads",
+    "state",
+    "total",
+    "release",
+    "bytes/\nparam",
+    "state\nblocks",
+    "paper\nGB",
+)
+_MEANING = (
+    "GiB = 2^30 bytes of tensors, without activations. release: the total when each "
+    "parameter steps during the backward pass and its gradient is freed. bytes/param: "
+    "of state. state blocks: what the CUDA allocator counts for it."
+)
+
+
+def renderables(reports: Sequence[Report]) -> Iterator[Table | Text]:
+    """Lay out all that the command prints, in order.
+
+    Args:
+        reports: from :func:`saiopt.memory.report.report_memory`.
+
+    Yields:
+        Titles, tables and notes for a rich console, which fit 80 columns.
+    """
+    from rich.text import Text
+
+    for report in reports:
+        yield Text(title(report), style="bold")
+        yield memory_table(report)
+        yield Text()
+    for note in notes(reports):
+        yield Text(note, style="dim")
+
+
+def memory_table(report: Report) -> Table:
+    """Lay out one model's memory, a row for each optimizer.
+
+    Args:
+        report: the model's.
+
+    Returns:
+        A table that fits 80 columns; sizes in GiB of one rank.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("GiB", no_wrap=True)
+    shows_paper = any(row.published_gb is not None for row in report.rows)
+    columns = _COLUMNS if shows_paper else _COLUMNS[:-1]
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in report.rows:
+        cells = _cells(row)[: len(columns)]
+        style = "bold" if row.optimizer.startswith("SGD-SaI") else None
+        table.add_row(row.optimizer, *cells, style=style)
+    return table
+
+
+def title(report: Report) -> str:
+    """Name a report's model.
+
+    Args:
+        report: the model's.
+
+    Returns:
+        Such as ``gpt2 · GPT2LMHeadModel · 124,439,808 parameters in float32``.
+    """
+    text = (
+        f"{report.model} · {report.kind} · {report.num_params:,} parameters "
+        f"in {report.dtype}"
+    )
+    shards = report.num_shards
+    return text if shards == 1 else f"{text} · the largest of {shards} shards"
+
+
+def notes(reports: Sequence[Report]) -> list[str]:
+    """Explain what the tables cannot say in a heading.
+
+    Args:
+        reports: what the tables show.
+
+    Returns:
+        Sentences, each one once.
+    """
+    texts = [_MEANING]
+    shown = [row for report in reports for row in report.rows]
+    if any(row.published_gb is not None for row in shown):
+        texts.append(f"paper GB: {published()['source']}; compare with state blocks.")
+    texts += [
+        f"{report.model}: {published()['notes'][report.model]}."
+        for report in reports
+        if report.model in published()["notes"]
+        and any(row.published_gb for row in report.rows)
+    ]
+    texts += [row.note + "." for row in shown if row.note]
+    return list(dict.fromkeys(texts))
+
+
+def _cells(row: Row) -> list[str]:
+    paper = "" if row.published_gb is None else f"{row.published_gb:.2f}"
+    found = row.estimate
+    if found is None:
+        return ["—"] * (len(_COLUMNS) - 1) + [paper]
+    sizes = (
+        found.weights.tensor_bytes,
+        found.gradients.tensor_bytes,
+        found.state.tensor_bytes,
+        found.total_bytes,
+        found.release_bytes,
+    )
+    return [
+        *(_gib(size) for size in sizes),
+        f"{found.state_bytes_per_parameter:.2f}",
+        _gib(found.state.block_bytes),
+        paper,
+    ]
+
+
+def _gib(size: int) -> str:
+    """Write a size with two digits behind the point, three below 1 GiB."""
+    gib = size / GIB
+    return f"{gib:.2f}" if gib >= 1 else f"{gib:.3f}"

@@ -1,0 +1,128 @@
+/* Storing float32 values in bfloat16 and in codes of 8 and 4 bits: what low_bit does, for
+ * a group of entries at a time. */
+#ifndef SAIOPT_STORAGE_H
+#define SAIOPT_STORAGE_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum { GROUP = 32 };
+
+INLINE uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+INLINE float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* The hash of low_bit.noise_bits. */
+INLINE uint32_t mix(uint32_t bits) {
+    bits = (bits ^ (bits >> 16)) * 0x7FEB352Du;
+    bits = (bits ^ (bits >> 15)) * 0x846CA68Bu;
+    return bits ^ (bits >> 16);
+}
+
+/* Adding half a spacing rounds to nearest even, adding noise rounds stochastically. */
+INLINE uint16_t to_bfloat16(float value, uint32_t noise, int stochastic) {
+    uint32_t bits = bits_of(value), magnitude = bits & 0x7FFFFFFFu;
+    uint32_t added = stochastic ? noise : 0x7FFFu + ((bits >> 16) & 1u);
+    uint32_t rounded = magnitude < 0x7F800000u ? bits + added : bits;
+    return (uint16_t)((magnitude > 0x7F800000u ? bits | 0x400000u : rounded) >> 16);
+}
+
+INLINE void load(float *restrict values, const void *restrict stored, int64_t first,
+                 int bfloat16) {
+    if (bfloat16)
+        for (int i = 0; i < GROUP; ++i)
+            values[i] = float_of((uint32_t)((const uint16_t *)stored)[first + i] << 16);
+    else
+        memcpy(values, (const float *)stored + first, GROUP * sizeof(float));
+}
+
+INLINE void store(void *restrict stored, const float *restrict values,
+                  const uint32_t *restrict noise, int64_t first, int bfloat16,
+                  int stochastic) {
+    if (bfloat16)
+        for (int i = 0; i < GROUP; ++i)
+            ((uint16_t *)stored)[first + i] =
+                to_bfloat16(values[i], noise[i] & 0xFFFFu, stochastic);
+    else
+        memcpy((float *)stored + first, values, GROUP * sizeof(float));
+}
+
+/* Codes of 4 bits are two in a byte, the even entry in its lower half. Unrolled in full,
+ * their loops would not be vectorised. */
+INLINE void unpack(int32_t *restrict codes, const void *restrict stored, int64_t first,
+                   int by_two) {
+    const uint8_t *bytes = (const uint8_t *)stored + (by_two ? first / 2 : first);
+    if (by_two)
+#pragma GCC unroll 1
+        for (int i = 0; i < GROUP / 2; ++i) {
+            codes[2 * i] = (int32_t)((uint32_t)bytes[i] << 28) >> 28;
+            codes[2 * i + 1] = (int32_t)((uint32_t)bytes[i] << 24) >> 28;
+        }
+    else
+        for (int i = 0; i < GROUP; ++i)
+            codes[i] = (int8_t)bytes[i];
+}
+
+INLINE void pack(void *restrict stored, const int32_t *restrict codes, int64_t first,
+                 int by_two) {
+    uint8_t *bytes = (uint8_t *)stored + (by_two ? first / 2 : first);
+    if (by_two)
+#pragma GCC unroll 1
+        for (int i = 0; i < GROUP / 2; ++i)
+            bytes[i] = (uint8_t)((codes[2 * i] & 15) | (codes[2 * i + 1] & 15) << 4);
+    else
+        for (int i = 0; i < GROUP; ++i)
+            bytes[i] = (uint8_t)codes[i];
+}
+
+/* Return the bits of the bfloat16 scale that maps the largest magnitude to the largest
+ * code: rounded up, so that no code overflows; NaN where an entry is not finite. */
+INLINE uint32_t scale_bits(uint32_t largest, float max_code) {
+    uint32_t bits = bits_of(float_of(largest) / max_code) + 0xFFFFu;
+    bits &= 0xFFFF0000u;
+    bits = bits < 0x00800000u ? 0x00800000u : bits;
+    return largest < 0x7F800000u ? bits : 0x7FC00000u;
+}
+
+INLINE void decode(float *restrict values, const int32_t *restrict codes,
+                   uint16_t scale) {
+    float unit = float_of((uint32_t)scale << 16);
+    for (int i = 0; i < GROUP; ++i)
+        values[i] = (float)codes[i] * unit;
+}
+
+/* Write the codes of a group and return their scale. */
+INLINE uint16_t encode(int32_t *restrict codes, const float *restrict values,
+                       const uint32_t *restrict noise, float max_code,
+                       int stochastic) {
+    uint32_t largest = 0;
+    for (int i = 0; i < GROUP; ++i) {
+        /* As integers, magnitudes are in order, and infinities and NaN come last. */
+        uint32_t magnitude = bits_of(values[i]) & 0x7FFFFFFFu;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    uint32_t bits = scale_bits(largest, max_code);
+    float inverse = largest < 0x7F800000u ? 1.0f / float_of(bits) : 0.0f;
+    for (int i = 0; i < GROUP; ++i) {
+        float above = stochastic ? (float)(int32_t)noise[i] * 0x1p-16f : 0.5f;
+        float code = fabsf(values[i]) * inverse + above;
+        int32_t rounded = (int32_t)(code < max_code ? code : max_code);
+        codes[i] = values[i] < 0 ? -rounded : rounded;
+    }
+    if (largest >= 0x7F800000u)
+        memset(codes, 0, GROUP * sizeof *codes);
+    return (uint16_t)(bits >> 16);
+}
+
+#endif

@@ -1,0 +1,133 @@
+"""Does momentum in 16, 8 or 4 bits cost anything?
+
+Trains every variant from the same seeds, going on where it was stopped, and writes
+results.jsonl, environment.json and the figure beside this file. README.md says the
+question, the rule and the answer.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import statistics
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saiopt.analysis.paired_plot import plot_differences
+from saiopt.lab.environment import environment
+from saiopt.lab.intervals import estimate
+from saiopt.lab.outcome import carry_out
+from saiopt.lab.recipes import get_recipe
+from saiopt.lab.run import Run
+from saiopt.low_bit import Code, using
+
+HERE = Path(__file__).parent
+CPU = torch.device("cpu")
+RECIPES = ("gpt-stdlib", "vit-digits")
+# Optimizer and code by variant; without a code the shipped one.
+VARIANTS: dict[str, tuple[str, Code | None]] = {
+    "float32": ("sgdsai", None),
+    "bfloat16": ("sgdsai-bf16", None),
+    "int8": ("sgdsai-int8", None),
+    "int4": ("sgdsai-int4", None),
+    "int8, square-root": ("sgdsai-int8", Code(8, companded=True)),
+    "int4, square-root": ("sgdsai-int4", Code(4, companded=True)),
+    "int8, groups of 128": ("sgdsai-int8", Code(8, group_size=128)),
+    "int4, groups of 128": ("sgdsai-int4", Code(4, group_size=128)),
+}
+
+
+def train_cell(recipe: str, variant: str, seed: int, runs: Path) -> dict[str, Any]:
+    """Train one cell and return its row."""
+    torch.set_num_threads(1)
+    optimizer, code = VARIANTS[variant]
+    settings = get_recipe(recipe)
+    run = Run(settings, optimizer, settings.lrs["sgdsai"], seed)
+    # The code is no setting of the optimizer, so each variant has its own folder.
+    folder = runs / variant.replace(", ", "-").replace(" ", "-")
+    with using(code) if code else contextlib.nullcontext():
+        outcome = carry_out(run, settings.task.load(), folder, CPU, lambda _: None)
+    result = outcome.result
+    return {
+        "recipe": recipe,
+        "variant": variant,
+        "seed": seed,
+        "status": result["status"],
+        "state_bytes_per_parameter": result["state_bytes"] / result["num_parameters"],
+        settings.metric.name: outcome.value,
+    }
+
+
+def train_all(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Train all cells in worker processes of one thread each, shipped codes first."""
+    wanted = [
+        (recipe, variant, seed)
+        for variant in VARIANTS
+        for recipe in options.recipes
+        for seed in options.seeds
+    ]
+    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
+        jobs = {
+            pool.submit(train_cell, *cell, options.runs_dir): cell for cell in wanted
+        }
+        for job in as_completed(jobs):
+            rows[jobs[job]] = job.result()
+            print(f"{len(rows)}/{len(wanted)}", json.dumps(job.result()), flush=True)
+    return [rows[cell] for cell in wanted]
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """Print the difference of every variant from float32, and draw it."""
+    panels: dict[str, dict[str, list[float]]] = {}
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        metric = get_recipe(recipe).metric
+        values = {
+            (row["variant"], row["seed"]): row[metric.name]
+            for row in rows
+            if row["recipe"] == recipe
+        }
+        seeds = sorted({seed for _, seed in values})
+        label = f"{recipe}: {metric.label}, difference from float32"
+        for variant in list(VARIANTS)[1:]:
+            pairs = [values[variant, s] - values["float32", s] for s in seeds]
+            found = estimate(pairs)
+            panels.setdefault(label, {})[variant] = pairs
+            interval = (found.mean, found.half_width or 0.0)
+            intervals.setdefault(label, {})[variant] = interval
+            mean = statistics.fmean(values[variant, s] for s in seeds)
+            print(
+                f"{recipe:<12}{variant:<22}{mean:.4f}"
+                f"{interval[0]:>+9.4f} ± {interval[1]:.4f} (n={found.count})"
+            )
+    paths = [HERE / f"differences.{suffix}" for suffix in ("png", "svg")]
+    plot_differences(panels, intervals, paths)
+
+
+def main() -> None:
+    """Run the study."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--runs-dir", type=Path, default=Path("runs/low_bit_momentum"))
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    rows = train_all(options)
+    torch.set_num_threads(1)
+    where = {
+        name: environment(CPU, get_recipe(name).task.load().fingerprint)
+        for name in options.recipes
+    }
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (HERE / "results.jsonl").write_text(lines)
+    (HERE / "environment.json").write_text(json.dumps(where, indent=2) + "\n")
+    report(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+import csv
+import json
+from dataclasses import asdict, replace
+from io import StringIO
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from saiopt import SGDSaI
+from saiopt.bench import plan as plan_module
+from saiopt.bench import run
+from saiopt.bench import samples as samples_module
+from saiopt.bench.candidates import Candidate, candidates
+from saiopt.bench.plan import Plan
+from saiopt.bench.plot import plot_step_times
+from saiopt.bench.rows import write_csv
+from saiopt.bench.run import run_bench
+from saiopt.bench.samples import Bench, Samples
+from saiopt.bench.shapes import allocate, skeleton
+from saiopt.bench.table import ranked, renderables
+
+CPU = torch.device("cpu")
+NAMES = ("sgdsai-reference-float32", "sgdm-fused", "adamw-loop")
+
+
+def failing(params, model):
+    raise RuntimeError("no kernel\nfor you")
+
+
+@pytest.fixture
+def with_strangers(monkeypatch):
+    known = candidates()
+    known["absent"] = Candidate("Absent", failing, "absent", "no_such_module")
+    known["broken"] = Candidate("Broken", failing, "torch", "torch")
+    monkeypatch.setattr(plan_module, "candidates", lambda: known)
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return run_bench(Plan("tiny", NAMES, rounds=2, steps=3))
+
+
+def test_every_candidate_gets_its_steps_in_every_round(rows):
+    assert [row.status for row in rows] == ["ok"] * 3
+    assert [row.num_steps for row in rows] == [6] * 3
+    for row in rows:
+        assert 0 < row.step_ms_q1 <= row.step_ms <= row.step_ms_q3
+
+
+def test_the_floor_is_20_bytes_for_momentum_and_28_for_adamw(rows):
+    floors = [row.floor_bytes_per_param for row in rows]
+    assert floors == pytest.approx([20, 20, 28], abs=0.01)
+    for row in rows:
+        seconds = row.floor_bytes_per_param * row.num_params / row.bandwidth_gb_per_s
+        assert row.floor_ms == pytest.approx(seconds / 1e6)
+        assert row.ratio_to_floor == pytest.approx(row.step_ms / row.floor_ms)
+
+
+def test_only_our_own_calibration_is_timed_apart(rows):
+    assert [row.calibration_ms is not None for row in rows] == [True, False, False]
+
+
+def test_state_and_temporaries_are_measured(rows):
+    ours, sgdm, adamw = rows
+    assert sgdm.state_bytes_per_param == 4.0
+    assert ours.state_bytes_per_param == pytest.approx(4.0, abs=1e-3)
+    # A loop of AdamW holds a denominator as large as a parameter.
+    assert adamw.temporary_bytes >= 4 * 512 * 128
+    assert ours.temporary_bytes < 0.01 * 4 * ours.num_params
+    assert sgdm.predicted_bytes >= 4 * sgdm.num_params
+
+
+@pytest.mark.usefixtures("with_strangers")
+def test_what_is_absent_or_fails_is_named_and_the_others_run():
+    names = ("absent", "sgdm-loop", "broken")
+    absent, sgdm, broken = run_bench(Plan("tiny", names, rounds=1, steps=1))
+    assert (absent.status, absent.package) == ("not installed", "absent")
+    assert broken.status == "RuntimeError: no kernel"
+    assert sgdm.step_ms > 0
+    assert absent.step_ms is broken.step_ms is None
+    assert ranked([absent, sgdm, broken]) == [sgdm]
+
+
+@pytest.mark.usefixtures("with_strangers")
+def test_a_failure_between_rounds_is_named_too():
+    samples = Samples()
+    model = skeleton("tiny")
+    bench = Bench(allocate(model, torch.float32, CPU), model, CPU, steps=1)
+    bench.sample(plan_module.candidates()["broken"], samples)
+    assert samples.failure == "RuntimeError: no kernel"
+
+
+def test_rounds_visit_all_candidates_in_changing_order(monkeypatch):
+    visited = []
+    monkeypatch.setattr(run, "bandwidth", lambda params, device: 1e9)
+
+    def sample(self, candidate, samples):
+        visited.append(candidate.label)
+        samples.step_seconds.append(1.0)
+        samples.first_step_seconds.append(1.0)
+
+    monkeypatch.setattr(run.Bench, "sample", sample)
+    run_bench(Plan("tiny", NAMES, rounds=4))
+    visits = [tuple(visited[i : i + 3]) for i in range(0, 12, 3)]
+    assert len({frozenset(visit) for visit in visits}) == 1
+    assert len(set(visits)) > 1
+
+
+def test_a_candidate_that_takes_seconds_is_timed_once(monkeypatch):
+    monkeypatch.setattr(samples_module, "_SLOW_SECONDS", 0.0)
+    (row,) = run_bench(Plan("tiny", ("sgdm-loop",), rounds=3, steps=5))
+    assert row.num_steps == 1
+
+
+def test_the_timed_calibration_calibrates_on_state_that_exists():
+    params = [nn.Parameter(torch.randn(4, 4))]
+    params[0].grad = torch.randn(4, 4)
+    seen = []
+
+    def build(params, model):
+        optimizer = SGDSaI(params)
+        step = optimizer.step
+
+        def watched():
+            scale = optimizer.state[params[0]]["scale"]
+            before = scale.item()
+            step()
+            seen.append((before, scale.item() > 0))
+
+        optimizer.step = watched
+        return optimizer
+
+    ours = Candidate("ours", build, "saiopt", "saiopt")
+    bench = Bench(params, nn.Module(), CPU, steps=1)
+    bench._time_calibration(ours, Samples())
+    assert seen == [(0.0, True)]
+
+
+def test_rows_are_written_as_csv_with_a_heading(rows, tmp_path):
+    path = tmp_path / "new" / "rows.csv"
+    write_csv(rows, path)
+    with path.open() as file:
+        read = list(csv.DictReader(file))
+    assert [r["optimizer"] for r in read] == [row.optimizer for row in rows]
+    assert float(read[1]["step_ms"]) == pytest.approx(rows[1].step_ms, rel=1e-5)
+    assert read[0]["hardware"]
+    assert read[0]["torch"] == torch.__version__
+    json.dumps([asdict(row) for row in rows])
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_line_is_cut_or_wider_than_the_terminal(rows, width):
+    console = Console(width=width, file=StringIO())
+    slow = replace(rows[0], step_ms=2345.6, step_ms_q1=2300.0, step_ms_q3=12345.0)
+    failed = replace(rows[0], optimizer="other", step_ms=None, status="not installed")
+    for item in renderables([*rows, slow, failed]):
+        console.print(item)
+    text = console.file.getvalue()
+    # An ellipsis stands between the quartiles; a cut cell ends with one.
+    assert "… " in text
+    assert not [line for line in text.splitlines() if line.rstrip().endswith("…")]
+    assert max(map(len, text.splitlines())) <= width
+    assert "2300 … 12345" in text
+    assert "other: not installed" in text
+
+
+def test_the_picture_names_every_optimizer_that_ran(rows, tmp_path):
+    failed = replace(rows[0], optimizer="absent one", step_ms=None)
+    path = tmp_path / "bars.svg"
+    plot_step_times([*rows, failed], path)
+    text = path.read_text()
+    for row in rows:
+        assert f"<!-- {row.optimizer} -->" in text
+    assert "absent one" not in text
+    with pytest.raises(ValueError, match="rows must hold one that ran"):
+        plot_step_times([failed], path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizers": ("sgd",)}, "optimizers must be one of sgdsai.* got sgd"),
+        ({"dtype": "int8"}, "dtype must be one of float32, .* got int8"),
+        ({"rounds": 0}, "rounds must be >= 1, got 0"),
+        ({"steps": 0}, "steps must be >= 1, got 0"),
+        ({"device": "tpu"}, "device must be cpu or cuda, got tpu"),
+    ],
+)
+def test_bad_input_is_named_with_its_rule(options, message):
+    with pytest.raises(ValueError, match=message):
+        Plan(**{"shapes": "tiny", **options})
+
+
+def test_unknown_shapes_are_refused():
+    with pytest.raises(
+        ValueError, match=r"shapes must be one of tiny, gpt2.* got gpt9"
+    ):
+        run_bench(Plan("gpt9"))
+
+
+def test_shapes_that_do_not_fit_in_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(run, "_free_bytes", lambda device: 10**6)
+    with pytest.raises(ValueError, match="shapes must fit in free memory"):
+        run_bench(Plan("tiny"))

@@ -1,0 +1,167 @@
+"""What every execution of the update rule must do: one table, checked against one rule.
+
+A case is a parameter's dtype, its momentum's storage, and whether results round
+stochastically; every case meets every option and shape.
+"""
+
+import importlib.util
+from itertools import product
+
+import torch
+from torch import nn
+
+from saiopt import state
+from saiopt.low_bit import dequantize
+from saiopt.update import (
+    Block,
+    Coefficients,
+    cpu,
+    foreach,
+    library,
+    reference,
+    two_pass,
+)
+from saiopt.update.tiles import matrix_shape
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+CASES = [
+    (dtype, state_dtype, stochastic)
+    for dtype, state_dtype, stochastic in product(
+        FLOATS,
+        (None, "none", "float32", "bfloat16", "int8", "int4"),
+        (None, False),
+    )
+    if stochastic is None or "float32" not in (str(dtype)[6:], state_dtype)
+] + [(torch.float64, None, None), (torch.float64, "int8", None)]
+
+OPTIONS = {
+    "plain": Coefficients(0.01, 0.9, 0.1, maximize=False),
+    "starting": Coefficients(0.01, 0.0, 0.1, maximize=False),
+    "light": Coefficients(0.01, 0.3, 0.1, maximize=False),
+    "undecayed": Coefficients(0.01, 0.9, 0.0, maximize=False),
+    "maximize": Coefficients(0.01, 0.9, 0.1, maximize=True),
+    "tensor-lr": Coefficients(torch.tensor(0.01), 0.9, 0.1, maximize=False),
+}
+
+# Every case meets these options; two cases meet them all.
+PAIRS = [(case, OPTIONS[name]) for case in CASES for name in ("plain", "starting")]
+PAIRS += [
+    (case, options)
+    for case in (
+        (torch.float32, None, None),
+        (torch.bfloat16, "int4", None),
+    )
+    for options in OPTIONS.values()
+]
+
+# Odd columns, whole groups, many dimensions, short rows, vectors, one entry, none.
+SHAPES = [
+    (70, 77),
+    (33, 160),
+    (68, 3, 5, 7),
+    (5000, 1),
+    (2, 2055),
+    (77,),
+    (1,),
+    (),
+    (0, 9),
+]
+
+
+def _on_cuda(update):
+    """Apply an update of blocks on a GPU to blocks on the CPU."""
+
+    def moved(blocks, options):
+        there = [copy_of(b, "cuda") for b in blocks]
+        update(there, options)
+        for block, result in zip(blocks, there, strict=True):
+            for tensor, values in zip(block, result, strict=True):
+                if tensor is not None:
+                    tensor.copy_(values)
+
+    return moved
+
+
+def executions():
+    """All executions but the reference that this machine can run, by name."""
+    found = {"foreach": foreach.update, "two_pass": two_pass.update}
+    if not isinstance(library.load(), str):
+        found["cpu"] = cpu.update
+    if importlib.util.find_spec("triton") is not None:
+        from saiopt.update import triton
+
+        on_gpu = torch.cuda.is_available()
+        found["triton"] = _on_cuda(triton.update) if on_gpu else triton.update
+    return found
+
+
+def make_block(shape, dtype, state_dtype, stochastic, *, seed=0, device="cpu"):
+    """A block with random contents whose momentum has run for one step."""
+    generator = torch.Generator().manual_seed(seed)
+    param, first, grad = (
+        torch.randn(shape, generator=generator).to(dtype) for _ in range(3)
+    )
+    options = {"state_dtype": None if state_dtype == "none" else state_dtype}
+    held = {} if state_dtype == "none" else state.momentum(param, options)
+    rounding_seed = torch.tensor(3, dtype=torch.int32) if stochastic is None else None
+    block = Block(
+        nn.Parameter(param, requires_grad=False),
+        first,
+        held.get("momentum_buffer"),
+        torch.tensor(2.5),
+        rounding_seed,
+        held.get("momentum_scale"),
+    )
+    reference.update([block], Coefficients(0.0, 0.0, 0.0, maximize=False))
+    return copy_of(block._replace(grad=grad), device)
+
+
+def copy_of(block, device="cpu"):
+    copies = (None if t is None else t.detach().clone().to(device) for t in block)
+    copied = Block(*copies)
+    return copied._replace(param=nn.Parameter(copied.param, requires_grad=False))
+
+
+def momentum_of(block):
+    """The momentum that a block's state stands for, float32."""
+    if block.momentum_scale is None:
+        return block.momentum_buffer
+    _, cols = matrix_shape(block.param)
+    return dequantize(block.momentum_buffer.flatten(1), block.momentum_scale, cols)
+
+
+def assert_equal_blocks(block, expected, *, spacings=1):
+    """Equal but for the float32 rounding of intermediate results.
+
+    That rounding may carry a value that rounds stochastically, or a code, to its
+    neighbour: at most by one, and in very few entries.
+    """
+    assert_neighbours(block.param, expected.param, spacings)
+    if expected.momentum_buffer is None:
+        return
+    if expected.momentum_scale is None:
+        assert_neighbours(block.momentum_buffer, expected.momentum_buffer, spacings)
+        return
+    scale = expected.momentum_scale.float()
+    torch.testing.assert_close(
+        block.momentum_scale.float(), scale, rtol=2**-7, atol=1e-7, equal_nan=True
+    )
+    steps = torch.nan_to_num(scale).repeat_interleave(32, dim=1)
+    exact = momentum_of(expected)
+    difference = torch.nan_to_num((momentum_of(block) - exact).abs())
+    # A neighbouring scale changes what a code stands for by a spacing of bfloat16.
+    allowed = 2**-7 * torch.nan_to_num(exact).abs() + 1e-6
+    assert (difference <= steps[:, : exact.shape[1]] + allowed).all()
+    assert (difference > allowed).float().mean() < 0.01
+
+
+def assert_neighbours(values, expected, spacings):
+    """Equal to `spacings` of float32, or for narrower dtypes in nearly all entries."""
+    narrow = expected.dtype in (torch.bfloat16, torch.float16)
+    spacing = torch.finfo(expected.dtype).eps
+    values, expected = values.double(), expected.double()
+    torch.testing.assert_close(
+        values, expected, rtol=spacings * spacing, atol=spacings * 1e-7, equal_nan=True
+    )
+    if narrow and expected.numel() > 0:
+        assert (values != expected).double().mean() <= max(0.01, 1 / expected.numel())

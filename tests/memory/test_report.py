@@ -1,0 +1,143 @@
+import json
+import subprocess
+import sys
+from io import StringIO
+
+import pytest
+import torch
+from rich.console import Console
+
+from saiopt.memory import optimizers
+from saiopt.memory.report import as_json, published, report_memory
+from saiopt.memory.table import renderables
+
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def published_models():
+    return report_memory(
+        ["gpt2-xl", "llama2-7b"],
+        optimizers=["sgdm", "sgdsai"],
+        state_dtypes=["float32"],
+    )
+
+
+def test_the_papers_figure_for_gpt2_xl_is_the_allocators_blocks(published_models):
+    for row in published_models[0].rows:
+        assert round(row.estimate.state.block_bytes / GIB, 2) == 5.93
+        assert row.published_gb == 5.93
+        assert round(row.estimate.state.tensor_bytes / GIB, 2) == 5.80
+
+
+def test_the_papers_figure_for_llama2_7b_is_two_per_mille_above_ours(published_models):
+    for row in published_models[1].rows:
+        blocks = row.estimate.state.block_bytes / GIB
+        assert round(blocks, 2) == 25.10
+        assert row.published_gb / blocks == pytest.approx(1.002, abs=5e-4)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_no_line_is_cut_or_wider_than_the_terminal(published_models, width):
+    console = Console(width=width, file=StringIO())
+    for item in renderables(published_models):
+        console.print(item)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    assert "gpt2-xl · GPT2LMHeadModel · 1,557,611,200 parameters in float32" in text
+    cells = text.splitlines()[3].split()
+    assert " ".join(cells) == "SGDM 5.80 5.80 5.80 17.41 11.90 4.00 5.93 5.93"
+
+
+def test_json_holds_bytes_and_what_the_table_shows(published_models):
+    value = json.loads(json.dumps(as_json(published_models)))
+    row = value[0]["rows"][0]
+    assert row["optimizer"] == "SGDM"
+    assert row["estimate"]["state"]["tensor_bytes"] == 1_557_611_200 * 4
+    assert row["estimate"]["state_bytes_per_parameter"] == 4.0
+    assert row["estimate"]["total_bytes"] == 3 * 1_557_611_200 * 4
+
+
+def test_the_paper_is_not_beside_another_dtype_or_a_shard():
+    for options in ({"dtype": "bfloat16"}, {"num_shards": 2}):
+        (report,) = report_memory(["vit-s16"], optimizers=["sgdm"], **options)
+        assert report.rows[0].published_gb is None
+
+
+def test_shards_divide_what_a_rank_holds():
+    one, eight = (
+        report_memory(["llama2-7b"], optimizers=["sgdm"], num_shards=n)[0].rows[0]
+        for n in (1, 8)
+    )
+    parts = ("weights", "gradients", "state")
+    for part in parts:
+        sizes = [getattr(row.estimate, part).tensor_bytes for row in (one, eight)]
+        assert sizes[0] == 8 * sizes[1]
+
+
+def test_a_formula_stands_in_for_a_package_and_says_so(monkeypatch):
+    monkeypatch.setattr(optimizers.importlib.util, "find_spec", lambda _: None)
+    (report,) = report_memory(["vit-s16"], optimizers=["adam-mini", "prodigy"])
+    mini, prodigy = report.rows
+    assert mini.note == "Adam-mini by formula, since adam-mini is not installed"
+    assert mini.estimate.state_bytes_per_parameter == pytest.approx(4.0, rel=2e-2)
+    assert prodigy.estimate.state_bytes_per_parameter == 16.0
+
+
+def test_an_optimizer_that_cannot_train_the_model_leaves_a_note(monkeypatch):
+    def fail(params):
+        raise RuntimeError("no such layer")
+
+    choice = optimizers.OptimizerChoice("Fussy", lambda _: fail)
+    monkeypatch.setitem(optimizers.CHOICES, "fussy", choice)
+    (report,) = report_memory(["vit-s16"], optimizers=["fussy", "sgdm"])
+    assert report.rows[0].estimate is None
+    assert report.rows[0].note == "Fussy does not run on this model: no such layer"
+    assert report.rows[1].estimate is not None
+
+
+def test_a_formula_stands_in_for_a_package_that_fails(monkeypatch):
+    def fail(params):
+        raise RuntimeError("no such layer")
+
+    package = optimizers.Package("torch", "torch", lambda p: [torch.empty_like(p)] * 3)
+    choice = optimizers.OptimizerChoice("Fussy", lambda _: fail, package)
+    monkeypatch.setitem(optimizers.CHOICES, "fussy", choice)
+    (report,) = report_memory(["vit-s16"], optimizers=["fussy"])
+    (row,) = report.rows
+    assert row.estimate.state_bytes_per_parameter == 4.0
+    assert row.note == (
+        "Fussy by formula, since it does not run on this model: no such layer"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"models": []}, "models must name at least one, got none"),
+        ({"optimizers": ["sgd"]}, "optimizers must be one of adamw, .* got sgd"),
+        ({"state_dtypes": ["int2"]}, "state_dtype must be one of float32, .* int2"),
+        ({"dtype": "int8"}, "dtype must be one of float32, .* got int8"),
+        ({"num_shards": 0}, "shards must be >= 1, got 0"),
+    ],
+)
+def test_bad_input_is_named_with_its_rule(options, message):
+    with pytest.raises(ValueError, match=message):
+        report_memory(**{"models": ["resnet18"], **options})
+
+
+def test_every_published_model_is_known():
+    from saiopt.memory.models import KNOWN_MODELS
+
+    assert set(published()["state_gb"]) <= set(KNOWN_MODELS)
+    for figures in published()["state_gb"].values():
+        assert set(figures) <= set(optimizers.CHOICES)
+
+
+def test_importing_the_calculator_loads_nothing_heavy():
+    code = "import saiopt.memory.report, saiopt.memory.table, sys; print(*sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not {"transformers", "rich", "matplotlib", "tyro"} & set(run.stdout.split())

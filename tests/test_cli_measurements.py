@@ -1,0 +1,71 @@
+"""The commands that measure: ``saiopt memory`` and ``saiopt bench``."""
+
+import csv
+import json
+import re
+
+import pytest
+import torch
+
+from saiopt.cli import main
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("memory", "models must name at least one, got none"),
+        ("memory gpt9", "model must be one of gpt2, .* got gpt9"),
+        ("memory gpt2 --shards 0", "shards must be >= 1, got 0"),
+        ("memory gpt2 --dtype int8", "dtype must be one of float32, .* got int8"),
+        ("memory gpt2 --state-dtype int2", "state_dtype must be one of .* got int2"),
+        ("memory gpt2 --optimizers sgd", "optimizers must be one of adamw, .* got sgd"),
+        ("memory nosuch:thing", "model must name a callable .* got nosuch:thing"),
+        ("bench --shapes gpt9", "shapes must be one of tiny, .* got gpt9"),
+        ("bench --optimizers sgd", "optimizers must be one of .* got sgd"),
+        ("bench --rounds 0", "rounds must be >= 1, got 0"),
+        ("bench --threads 0", "threads must be at least 1, got 0"),
+        ("bench --plot bars.txt", "plot must end in .png, .svg, .pdf, got bars.txt"),
+        ("bench --csv /dev/null/rows.csv", "csv must be a file that can be written"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(command, sentence, capsys):
+    assert main(command.split()) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("saiopt: ")
+    assert re.search(sentence, captured.err)
+
+
+def test_memory_prints_a_table_for_each_model(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    models = ["vit-s16", "resnet18"]
+    assert main(["memory", *models, "--optimizers", "sgdm", "sgdsai"]) == 0
+    out = capsys.readouterr().out
+    assert "vit-s16 · ViTForImageClassification · 22,050,664 parameters" in out
+    assert "resnet18 · ResNetForImageClassification · 11,689,512 parameters" in out
+    assert "SGD-SaI bf16" in out
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_memory_prints_nothing_but_json(capsys):
+    arguments = "memory vit-s16 --optimizers sgdsai --state-dtype bfloat16 --json"
+    assert main(arguments.split()) == 0
+    captured = capsys.readouterr()
+    (report,) = json.loads(captured.out)
+    (row,) = report["rows"]
+    assert row["optimizer"] == "SGD-SaI bf16"
+    assert row["estimate"]["state_bytes_per_parameter"] == pytest.approx(2.0, abs=1e-3)
+
+
+def test_bench_prints_json_and_writes_rows_and_picture(capsys, tmp_path):
+    rows, bars = tmp_path / "new" / "rows.csv", tmp_path / "bars.png"
+    threads = torch.get_num_threads()
+    arguments = "bench --shapes tiny --rounds 1 --steps 2 --optimizers sgdm-loop --json"
+    files = ["--csv", str(rows), "--plot", str(bars), "--threads", str(threads)]
+    assert main([*arguments.split(), *files]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["optimizer"], row["status"], row["num_steps"]) == ("SGDM loop", "ok", 2)
+    with rows.open() as file:
+        assert [r["optimizer"] for r in csv.DictReader(file)] == ["SGDM loop"]
+    assert bars.read_bytes().startswith(b"\x89PNG")

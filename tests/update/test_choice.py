@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from saiopt import SGDSaI
+from saiopt.update import choose, cpu, foreach, library, reference, two_pass
+
+
+def params(dtype=torch.float32, device="cpu"):
+    return [torch.nn.Parameter(torch.ones(3, dtype=dtype, device=device))]
+
+
+@pytest.fixture(params=["with a kernel", "without a kernel"])
+def kernel(request, monkeypatch):
+    found = object() if request.param == "with a kernel" else "nothing works"
+    monkeypatch.setattr(library, "load", lambda: found)
+    return found
+
+
+def test_what_is_asked_for_is_chosen(kernel):
+    for foreach_flag, expected in ((True, foreach.update), (False, reference.update)):
+        for fused in (None, False):
+            assert choose(params(), foreach=foreach_flag, fused=fused) is expected
+    assert choose(params(), foreach=None, fused=False) is reference.update
+
+
+def test_the_kernel_is_chosen_where_there_is_one(kernel):
+    expected = two_pass.update if isinstance(kernel, str) else cpu.update
+    assert choose(params(), foreach=None, fused=None) is expected
+
+
+def test_a_kernel_that_is_asked_for_and_missing_is_refused(kernel):
+    if isinstance(kernel, str):
+        with pytest.raises(RuntimeError, match="where nothing works, got True"):
+            choose(params(), foreach=None, fused=True)
+    else:
+        assert choose(params(), foreach=None, fused=True) is cpu.update
+
+
+@pytest.mark.parametrize(
+    ("refused", "reason"),
+    [
+        (params(torch.float16), "a parameter is torch.float16"),
+        (params(device="meta"), "a parameter is on meta"),
+    ],
+)
+def test_parameters_that_no_kernel_knows_are_named(kernel, refused, reason):
+    with pytest.raises(RuntimeError, match=f"False or None where {reason}, got True"):
+        choose(refused, foreach=None, fused=True)
+    choose(refused, foreach=None, fused=None)
+
+
+def test_a_refused_execution_changes_nothing(kernel):
+    half, weights = params(torch.float16)[0], params()[0]
+    half.grad, weights.grad = torch.ones(3).half(), torch.ones(3)
+    groups = [{"params": [weights]}, {"params": [half], "fused": True}]
+    optimizer = SGDSaI(groups, foreach=False)
+    with pytest.raises(RuntimeError, match="fused must be False or None"):
+        optimizer.step()
+    assert torch.equal(weights, torch.ones(3))
+    assert not optimizer.state
