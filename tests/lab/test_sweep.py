@@ -227,7 +227,7 @@ def test_two_killed_workers_lose_and_double_no_cell(
         time.sleep(0.01)
     for pid in children(process):
         os.kill(pid, signal.SIGKILL)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "2 of 2 workers ended before their time" in error
     assert 0 < states(tmp_path)[TrialState.COMPLETE] < 6
