@@ -75,8 +75,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("compare vit-digits --steps abc", "Error parsing --steps.*'abc'"),
         ("compare vit-digits --steps -3", "steps must be at least 1, got -3"),
         (
-            "compare vit-digits --optimizers adam",
-            "optimizer must be one of .* got adam",
+            "compare vit-digits --optimizers adamax",
+            "optimizer must be one of .* got adamax",
         ),
         (
             "compare vit-digits --optimizers sgd sgd",

@@ -1,38 +1,123 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from saiopt import SGDSaI
+from saiopt import SGDSaI, get_scales
 from saiopt.lab.compare import plan
-from saiopt.lab.optimizers import OPTIMIZERS, get_optimizer, state_bytes
+from saiopt.lab.loop import Progress
+from saiopt.lab.optimizers import (
+    OPTIMIZERS,
+    build_optimizer,
+    get_optimizer,
+    set_mode,
+    state_bytes,
+)
+from saiopt.lab.optimizers.muon import hidden_matrices
+from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.recipe import Recipe
+from saiopt.lab.recipes import get_recipe
+from saiopt.lab.run import Run
+
+WHOLE_MODEL = [name for name in OPTIMIZERS if not name.startswith("scaled-")]
+# Adam's decay is coupled, Prodigy's step size is not lr, an average lags behind.
+FIXED_DECAY = [
+    name
+    for name in WHOLE_MODEL
+    if name not in {"adam", "prodigy", "schedule-free-adamw"}
+]
 
 
 def build(
     name: str, model: nn.Module, lr: float, decay: float
 ) -> torch.optim.Optimizer:
-    spec = get_optimizer(name)
-    return spec.build(model, lr, decay, **spec.settings)
+    return build_optimizer(name, model, lr, decay, seed=0)
 
 
 def one_step(name: str) -> torch.optim.Optimizer:
     model = nn.Linear(100, 10)
     optimizer = build(name, model, 0.1, 0.1)
+    set_mode(optimizer, training=True)
     model(torch.randn(3, 100)).square().mean().backward()
     optimizer.step()
     return optimizer
 
 
+def carry(run: Run, folder: Path, stop_at: int | None = None) -> Outcome:
+    def observe(progress: Progress) -> None:
+        if progress.step == stop_at and progress.loss is not None:
+            raise KeyboardInterrupt
+
+    task = run.recipe.task.load()
+    return carry_out(run, task, folder, torch.device("cpu"), observe)
+
+
+def numbers(outcome: Outcome) -> object:
+    log = [
+        {k: v for k, v in line.items() if k != "step_seconds"} for line in outcome.log
+    ]
+    return log, outcome.result["metrics"], outcome.result["state_bytes"]
+
+
 def test_an_unknown_name_is_answered_with_all_names() -> None:
-    with pytest.raises(ValueError, match=r"sgdsai, .*, sgd, got adam$"):
-        get_optimizer("adam")
+    with pytest.raises(ValueError, match=r"sgdsai, .*, sgd, .*, got adamax$"):
+        get_optimizer("adamax")
 
 
-@pytest.mark.parametrize("name", [n for n, s in OPTIMIZERS.items() if s.lr_of is None])
-def test_state_bytes_are_those_of_the_published_state(name: str) -> None:
-    buffers = {"adamw": 2}.get(name, 1)
-    scalars = {"sgd": 0}.get(name, 1)
-    assert state_bytes(one_step(name)) == 4 * (1010 * buffers + 2 * scalars)
+@pytest.mark.parametrize("name", WHOLE_MODEL)
+def test_a_stopped_run_ends_with_the_bits_of_one_that_was_not(
+    name: str, tiny: Recipe, tmp_path: Path
+) -> None:
+    run = Run(tiny, name, 1.0 if name == "prodigy" else 0.01, 3)
+    whole = carry(run, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        carry(run, tmp_path / "stopped", stop_at=10)
+    assert numbers(carry(run, tmp_path / "stopped")) == numbers(whole)
+
+
+@pytest.mark.parametrize("name", WHOLE_MODEL)
+def test_every_optimizer_solves_a_least_squares_problem(name: str) -> None:
+    lr = {"prodigy": 1.0, "sgd": 0.3, "sgdm-decoupled": 0.3, "sgdsai-gsnr-max": 0.3}
+    model, inputs = nn.Linear(20, 10), torch.randn(100, 20)
+    targets = nn.Linear(20, 10)(inputs).detach()
+    optimizer = build(name, model, lr.get(name, 0.02), 0.0)
+    losses = []
+    for _ in range(200):
+        set_mode(optimizer, training=True)
+        optimizer.zero_grad()
+        (model(inputs) - targets).square().mean().backward()
+        optimizer.step()
+        set_mode(optimizer, training=False)
+        losses.append((model(inputs) - targets).square().mean().item())
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "floats", "scalars"),
+    [
+        ("sgdsai", 1010, 2),
+        ("sgdsai-sqrt-numel", 1010, 2),
+        ("sgdsai-gsnr-max", 1010, 2),
+        ("sgdsai-shuffled", 1010, 2),
+        ("sgdm-decoupled", 1010, 2),
+        ("sgd", 1010, 0),
+        ("adam", 2020, 2),
+        ("adamw", 2020, 2),
+        # Rows and columns of the matrix, all of the bias.
+        ("adafactor", 100 + 10 + 10, 2),
+        ("muon", 1000 + 20, 1),
+        ("lion", 1010, 0),
+        # The bias starts where it was drawn, so that all four buffers are there.
+        ("prodigy", 4 * 1010, 0),
+        ("adam-mini", 1010 + 1 + 10, 0),
+        ("schedule-free-adamw", 2020, 0),
+    ],
+)
+def test_state_bytes_are_those_of_the_published_state(
+    name: str, floats: int, scalars: int
+) -> None:
+    assert state_bytes(one_step(name)) == 4 * (floats + scalars)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +125,7 @@ def test_state_bytes_are_those_of_the_published_state(name: str) -> None:
     [
         ("sgdsai", "gsnr"),
         ("sgdsai-sqrt-numel", "sqrt_numel"),
+        ("sgdsai-gsnr-max", "gsnr_max"),
         ("sgdm-decoupled", "none"),
     ],
 )
@@ -50,11 +136,30 @@ def test_the_controls_differ_in_their_scaling_only(name: str, scaling: str) -> N
     assert optimizer.defaults == {**reference, "scaling": scaling}
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+def scales_after_a_step(name: str, seed: int) -> list[float]:
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(size, size) for size in (4, 4, 4, 4)))
+    optimizer = build_optimizer(name, model, 0.1, 0.1, seed)
+    model(torch.randn(3, 4)).square().mean().backward()
+    optimizer.step()
+    assert isinstance(optimizer, SGDSaI)
+    return list(get_scales(optimizer, model).values())
+
+
+def test_shuffled_scales_are_a_permutation_that_the_seed_chooses() -> None:
+    own = scales_after_a_step("sgdsai", 0)
+    drawn = [scales_after_a_step("sgdsai-shuffled", seed) for seed in (0, 1, 0)]
+    assert sorted(drawn[0]) == sorted(own)
+    assert drawn[0] != own
+    assert drawn[0] != drawn[1]
+    assert drawn[0] == drawn[2]
+
+
+@pytest.mark.parametrize("name", FIXED_DECAY)
 def test_all_optimizers_decay_a_weight_alike(name: str) -> None:
     model = nn.Linear(30, 20, bias=False)
     nn.init.ones_(model.weight)
-    optimizer = build(name, model, 0.5, 0.004)
+    optimizer = build(name, model, 0.05, 0.04)
     for _ in range(300):
         model.weight.grad = torch.zeros_like(model.weight)
         optimizer.step()
@@ -62,7 +167,7 @@ def test_all_optimizers_decay_a_weight_alike(name: str) -> None:
     assert model.weight.mean().item() == pytest.approx((1 - 0.002) ** 300, rel=0.03)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", WHOLE_MODEL)
 def test_biases_do_not_decay(name: str) -> None:
     optimizer = one_step(name)
     decays = {
@@ -72,6 +177,45 @@ def test_biases_do_not_decay(name: str) -> None:
     }
     assert decays[1] == 0
     assert decays[2] > 0
+
+
+def test_muon_leaves_embeddings_and_heads_to_adamw() -> None:
+    model = get_recipe("gpt-stdlib").task.load().build_model(0)
+    hidden = set(hidden_matrices(model))
+    names = {name for name, p in model.named_parameters() if p in hidden}
+    assert len(names) == 4 * 4
+    assert all(".attn." in name or ".mlp." in name for name in names)
+
+
+def test_muon_goes_on_with_the_state_it_loads() -> None:
+    first = one_step("muon")
+    second = one_step("muon")
+    for state in first.state.values():
+        for value in state.values():
+            value.fill_(7)
+    second.load_state_dict(first.state_dict())
+    for group in second.param_groups:
+        group["lr"] = 0.0
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    second.step()
+    matrix = second.param_groups[0]["params"][0]
+    assert second.state[matrix]["momentum_buffer"].mean() == pytest.approx(7 * 0.95)
+
+
+def test_an_average_is_evaluated_and_left_again_for_training(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    run = Run(tiny, "schedule-free-adamw", 0.01, 0)
+    assert run.schedule == "constant"
+    rates = [line["lr"] for line in carry(run, tmp_path).log if "lr" in line]
+    assert rates == [0.01] * tiny.steps
+    assert Run(tiny, "adamw", 0.01, 0).schedule == "cosine"
+
+
+def test_the_version_of_a_package_is_part_of_a_run(tiny: Recipe) -> None:
+    assert Run(tiny, "lion", 0.1, 0).describe()["package"].startswith("lion-pytorch ")
+    assert "package" not in Run(tiny, "adamw", 0.1, 0).describe()
 
 
 @pytest.mark.parametrize("suffix", ["bf16", "int8", "int4"])

@@ -58,7 +58,7 @@ def test_the_decay_per_step_is_the_recipes_at_every_learning_rate(tiny: Recipe) 
         ({"lr": float("nan")}, "lr must be positive and finite, got nan"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"gsnr_every": -1}, "gsnr_every must be at least 0, got -1"),
-        ({"optimizer": "adam"}, "optimizer must be one of .*, got adam"),
+        ({"optimizer": "adamax"}, "optimizer must be one of .*, got adamax"),
     ],
 )
 def test_a_bad_argument_is_refused(

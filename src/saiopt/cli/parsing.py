@@ -13,12 +13,16 @@ from saiopt.cli.memory import Memory
 from saiopt.cli.noise import Noise
 from saiopt.cli.recipes import Recipes
 from saiopt.cli.refusal import RefusalError
+from saiopt.cli.report import Report
+from saiopt.cli.sweep import Sweep
 from saiopt.cli.train import Train
 
 _COMMANDS = {
     "compare": Compare,
     "train": Train,
+    "sweep": Sweep,
     "gsnr": Gsnr,
+    "report": Report,
     "recipes": Recipes,
     "noise": Noise,
     "memory": Memory,

@@ -11,6 +11,7 @@ _EXTRAS = (
     "diffusers",
     "matplotlib",
     "numpy",
+    "optuna",
     "peft",
     "PIL",
     "rich",

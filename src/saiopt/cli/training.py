@@ -137,7 +137,7 @@ def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") ->
     from saiopt.lab.ranks import together
     from saiopt.lab.run_folder import RunFolderError
 
-    device, recipe = _device(options), runs[0].recipe
+    device, recipe = device_of(options), runs[0].recipe
     with (
         refusing_full_disk(),
         refusing(ConnectionError, to=LostError),
@@ -181,7 +181,18 @@ def pairs(name: str, texts: Sequence[str]) -> dict[str, str]:
     return result
 
 
-def _device(options: Training) -> "torch.device":
+def device_of(options: Training) -> "torch.device":
+    """Set the number of CPU threads and choose where to train.
+
+    Args:
+        options: Of the command.
+
+    Returns:
+        The device.
+
+    Raises:
+        RefusalError: If the machine cannot do what was asked.
+    """
     import torch
 
     if options.threads is not None:

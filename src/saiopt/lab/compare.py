@@ -11,7 +11,7 @@ from saiopt.analysis.curves import Curve, plot_curves
 from saiopt.lab.atomic import write_json
 from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.loop import Observer
-from saiopt.lab.optimizers import get_optimizer
+from saiopt.lab.optimizers import build_optimizer, get_optimizer
 from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.recipe import Recipe
@@ -100,7 +100,7 @@ def plan(
 
 
 def prepare(runs: Sequence[Run], ranks: Ranks = ALONE) -> Task:
-    """Load the task of some runs and see that it has a model and a batch for them.
+    """Load the task of some runs and see that model, batch and optimizers fit it.
 
     Args:
         runs: Of one recipe.
@@ -111,14 +111,16 @@ def prepare(runs: Sequence[Run], ranks: Ranks = ALONE) -> Task:
 
     Raises:
         FileNotFoundError: If the data is not on this machine.
-        ValueError: If the task's sizes do not fit its data, or its model cannot be
-            shared.
+        ValueError: If the task's sizes do not fit its data, its model cannot be shared,
+            or an optimizer does not fit it.
     """
     task = runs[0].recipe.task.load()
     task.batch(runs[0].seed, 0, runs[0].recipe.batch_size)
     with torch.device("meta"):
         model = task.build_model(runs[0].seed)
     ranks.require_shareable(model)
+    for run in {run.optimizer: run for run in runs}.values():
+        build_optimizer(run.optimizer, model, run.lr, run.weight_decay, run.seed)
     return task
 
 

@@ -13,7 +13,7 @@ from saiopt.analysis.gsnr import GSNRProbe
 from saiopt.analysis.image_grid import write_grid
 from saiopt.lab import checkpoint
 from saiopt.lab.environment import deterministic
-from saiopt.lab.optimizers import get_optimizer, state_bytes
+from saiopt.lab.optimizers import build_optimizer, set_mode, state_bytes
 from saiopt.lab.ranks import ALONE, Ranks, whole
 from saiopt.lab.run import Run
 from saiopt.lab.run_folder import RunFolder
@@ -91,9 +91,8 @@ class _Session:
         self.ranks = ranks
         self.model = task.build_model(run.seed).to(device)
         self.spread = ranks.spread(self.model)
-        spec = get_optimizer(run.optimizer)
-        self.optimizer = spec.build(
-            self.model, run.lr, run.weight_decay, **spec.settings
+        self.optimizer = build_optimizer(
+            run.optimizer, self.model, run.lr, run.weight_decay, run.seed
         )
         self.probe = GSNRProbe(self.model) if run.gsnr_every else None
         self.step = 0
@@ -120,6 +119,7 @@ class _Session:
 
     def _train_step(self) -> float:
         self.model.train()
+        set_mode(self.optimizer, training=True)
         lr = self._set_lr()
         batch = self.task.batch(self.run.seed, self.step, self.recipe.batch_size)
         batch = self.ranks.share(batch)
@@ -161,7 +161,7 @@ class _Session:
     def _set_lr(self) -> float:
         warmup_steps = int(self.recipe.warmup_fraction * self.recipe.steps)
         lr = self.run.lr * lr_factor(
-            self.recipe.schedule, self.step, self.recipe.steps, warmup_steps
+            self.run.schedule, self.step, self.recipe.steps, warmup_steps
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -185,6 +185,7 @@ class _Session:
 
     def _evaluate(self) -> dict[str, float]:
         self.model.eval()
+        set_mode(self.optimizer, training=False)
         metrics = self.task.evaluate(self.model)
         self.folder.append({"step": self.step, "metrics": metrics})
         self.observe(Progress(self.run, self.step, None, metrics))

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from importlib.metadata import version
 from typing import Any
 
 from saiopt.lab.optimizers import get_optimizer
@@ -22,6 +23,7 @@ class Run:
         lr: Peak learning rate η > 0.
         seed: Of initial weights and data order, at least 0.
         gsnr_every: Steps between measurements of g-SNR; 0 measures none.
+        fixed_weight_decay: λ instead of the one that the recipe's decay per step gives.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -32,6 +34,7 @@ class Run:
     lr: float
     seed: int
     gsnr_every: int = 0
+    fixed_weight_decay: float | None = None
 
     def __post_init__(self) -> None:
         get_optimizer(self.optimizer)
@@ -41,11 +44,22 @@ class Run:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
         if self.gsnr_every < 0:
             raise ValueError(f"gsnr_every must be at least 0, got {self.gsnr_every}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(
+                f"weight_decay must be finite and at least 0, got {self.weight_decay}"
+            )
 
     @property
     def weight_decay(self) -> float:
-        """The λ whose decay per step, η·λ, is the recipe's."""
+        """The fixed λ, else the one whose decay per step, η·λ, is the recipe's."""
+        if self.fixed_weight_decay is not None:
+            return self.fixed_weight_decay
         return self.recipe.decay_per_step / self.lr
+
+    @property
+    def schedule(self) -> str:
+        """The recipe's, unless the optimizer prescribes its own."""
+        return get_optimizer(self.optimizer).schedule or self.recipe.schedule
 
     def describe(self) -> dict[str, Any]:
         """Return what the user chose, as JSON types."""
@@ -62,6 +76,12 @@ class Run:
             "seed": self.seed,
             "gsnr_every": self.gsnr_every,
         }
+        # Runs of optimizers without these keep the names that they have always had.
+        spec = get_optimizer(self.optimizer)
+        if spec.package is not None:
+            description["package"] = f"{spec.package} {version(spec.package)}"
+        if spec.schedule is not None:
+            description["schedule"] = spec.schedule
         # What is read back from a file has lists where this has tuples.
         return json.loads(json.dumps(description))
 

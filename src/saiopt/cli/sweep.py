@@ -1,0 +1,177 @@
+"""``saiopt sweep``."""
+
+import dataclasses
+import os
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import arg
+
+from saiopt.cli.output import new_console, print_json
+from saiopt.cli.refusal import LostError, RefusalError, refusing, require_writable
+from saiopt.cli.training import Training, device_of, recipe_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from saiopt.lab.recipe import Recipe
+    from saiopt.lab.sweep.board import Board, Cell
+    from saiopt.lab.sweep.plan import Sweep as Plan
+    from saiopt.lab.sweep.workers import Place
+    from saiopt.lab.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep(Training):
+    """Search learning rate and weight decay of several optimizers.
+
+    Args:
+        optimizers: Names.
+        lrs: Learning rates of the grid; tpe stays between the least and largest.
+        weight_decays: The same for the weight decay.
+        sampler: All pairs, or pairs that the results so far suggest.
+        trials: Pairs per optimizer that tpe tries.
+        seeds: Every pair is trained with each of them.
+        storage: Database of the sweep; machines that name the same one share it.
+        workers: Processes that train at once.
+        published: Take this published grid's values, and draw it beside ours.
+    """
+
+    optimizers: Annotated[
+        tuple[str, ...],
+        arg(
+            metavar="NAME ...",
+            help_behavior_hint="(default: all that the recipe has an lr for)",
+        ),
+    ] = ()
+    lrs: Annotated[
+        tuple[float, ...],
+        arg(metavar="LR ...", help_behavior_hint="(default: 5 around the recipe's)"),
+    ] = ()
+    weight_decays: Annotated[
+        tuple[float, ...],
+        arg(
+            metavar="WD ...",
+            help_behavior_hint="(default: the recipe's decay per step, over lr)",
+        ),
+    ] = ()
+    sampler: Annotated[Literal["grid", "tpe"], arg(metavar="grid|tpe")] = "grid"
+    trials: Annotated[int, arg(metavar="N")] = 20
+    seeds: Annotated[tuple[int, ...], arg(metavar="N ...")] = (0,)
+    storage: Annotated[
+        str | None,
+        arg(metavar="URL", help_behavior_hint="(default: SQLite in the runs folder)"),
+    ] = None
+    workers: Annotated[int, arg(metavar="N")] = 1
+    published: Annotated[
+        Literal["vit-s16-imagenet", "resnet18-cifar10"] | None,
+        arg(metavar="GRID", help_behavior_hint="(vit-s16-imagenet, resnet18-cifar10)"),
+    ] = None
+
+    def __call__(self) -> None:
+        """Train and print the table."""
+        from saiopt.lab.compare import prepare
+        from saiopt.lab.run_folder import RunFolderError
+        from saiopt.lab.sweep.findings import as_json, gather
+        from saiopt.lab.sweep.table import sweep_table, warnings
+        from saiopt.lab.sweep.workers import boards
+
+        self._check_processes()
+        with refusing(ValueError, FileNotFoundError, RunFolderError):
+            sweeps = self._sweeps(recipe_of(self))
+            place = self._place()
+            task = prepare([sweep.runs({"lr": sweep.lrs[0]})[0] for sweep in sweeps])
+            require_writable(self.runs_dir)
+            opened = boards(sweeps, task, place)
+            self._work_off(opened, task, place)
+        findings = gather(opened, self.runs_dir, self.published)
+        if self.json:
+            print_json(as_json(findings))
+            return
+        console = new_console()
+        console.print()
+        console.print(sweep_table(findings))
+        for sentence in warnings(findings):
+            console.print(f"\n{sentence}", style="yellow")
+        console.print(f"\nPictures and numbers: {findings.folder}/", soft_wrap=True)
+
+    def _check_processes(self) -> None:
+        if self.workers < 1:
+            raise RefusalError(f"workers must be at least 1, got {self.workers}")
+        if self.strategy is not None or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise RefusalError(
+                "sweep must be started once per machine, not by torchrun and without "
+                "strategy; workers sets its processes"
+            )
+
+    def _sweeps(self, recipe: "Recipe") -> "list[Plan]":
+        from saiopt.lab.compare import plan
+        from saiopt.lab.published import published_grid
+        from saiopt.lab.sweep.plan import Sweep as Plan
+        from saiopt.lab.sweep.plan import lrs_around
+
+        names = self.optimizers or tuple(recipe.lrs)
+        lrs, decays = self.lrs, self.weight_decays
+        if self.published is not None:
+            grid = published_grid(self.published)
+            lrs, decays = lrs or grid.lrs, decays or grid.weight_decays
+        given = dict.fromkeys(names, lrs[0]) if lrs else {}
+        centres = {run.optimizer: run.lr for run in plan(recipe, names, (0,), given)}
+        return [
+            Plan(
+                recipe,
+                name,
+                lrs or lrs_around(centres[name]),
+                decays,
+                self.seeds,
+                self.sampler,
+                self.trials if self.sampler == "tpe" else 0,
+            )
+            for name in names
+        ]
+
+    def _place(self) -> "Place":
+        import torch
+
+        from saiopt.lab.sweep.workers import Place
+
+        device = device_of(self)
+        threads = self.threads or max(torch.get_num_threads() // self.workers, 1)
+        url = self.storage or f"sqlite:///{self.runs_dir / 'sweeps.db'}"
+        torch.set_num_threads(threads)
+        return Place(self.runs_dir, url, device, threads)
+
+    def _work_off(
+        self, opened: "Sequence[Board]", task: "Task", place: "Place"
+    ) -> None:
+        from saiopt.lab.sweep.workers import work_off, work_off_together
+
+        sweeps = [board.sweep for board in opened]
+        announce = self._announcer(opened)
+        if self.workers == 1:
+            work_off(sweeps, task, place, announce)
+            return
+        lost = work_off_together(sweeps, place, self.workers, announce)
+        total = sum(len(sweep.cells()) for sweep in sweeps)
+        if lost and sum(len(board.cells()) for board in opened) < total:
+            raise LostError(
+                f"{lost} of {self.workers} workers ended before their time; the same "
+                "command goes on from what they had reached"
+            )
+
+    def _announcer(self, opened: "Sequence[Board]") -> "Callable[[Plan, Cell], None]":
+        from rich.console import Console
+
+        from saiopt.lab.sweep.table import cell_line
+
+        console = Console(stderr=self.json, highlight=False)
+        total = sum(len(board.sweep.cells()) for board in opened)
+        done = sum(len(board.cells()) for board in opened)
+        if done:
+            console.print(f"{done} of {total} cells were finished before")
+
+        def announce(sweep: "Plan", cell: "Cell") -> None:
+            nonlocal done
+            done += 1
+            console.print(cell_line(sweep, cell, done, total), soft_wrap=True)
+
+        return announce

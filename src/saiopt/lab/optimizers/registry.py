@@ -1,0 +1,130 @@
+"""The names under which recipes and commands know the optimizers."""
+
+from torch import nn
+from torch.optim import Optimizer
+
+from saiopt.lab.optimizers import built_in, low_rank, muon, packaged, scaled_once
+from saiopt.lab.optimizers.spec import OptimizerSpec
+
+_RELEASE = "defaults of the authors' release 1.0.3"
+_GPT3 = "Brown et al. 2020 (GPT-3), appendix B"
+
+
+def _sai(scaling: str, source: str = _RELEASE) -> OptimizerSpec:
+    settings = {"momentum": 0.9, "eps": 1e-8, "scaling": scaling}
+    return OptimizerSpec(scaled_once.sgdsai, settings, source)
+
+
+OPTIMIZERS: dict[str, OptimizerSpec] = {
+    "sgdsai": _sai("gsnr"),
+    "sgdsai-sqrt-numel": _sai("sqrt_numel"),
+    **{
+        f"sgdsai-{suffix}": OptimizerSpec(
+            scaled_once.sgdsai,
+            {"momentum": 0.9, "eps": 1e-8, "scaling": "gsnr", "state_dtype": name},
+            f"as sgdsai, with momentum in {name}",
+            lr_of="sgdsai",
+        )
+        for suffix, name in (("bf16", "bfloat16"), ("int8", "int8"), ("int4", "int4"))
+    },
+    "sgdm-decoupled": _sai("none", "as sgdsai, with every scale 1"),
+    "adamw": OptimizerSpec(built_in.adamw, {"betas": (0.9, 0.95), "eps": 1e-8}, _GPT3),
+    "sgd": OptimizerSpec(built_in.sgd, {"momentum": 0.9}, "the usual momentum"),
+    "sgdsai-gsnr-max": _sai("gsnr_max", "Xu et al. 2024, Algorithm 1"),
+    "sgdsai-shuffled": OptimizerSpec(
+        scaled_once.shuffled,
+        {"momentum": 0.9, "eps": 1e-8},
+        "as sgdsai, the scales permuted among the blocks by the run's seed",
+        seeded=True,
+    ),
+    "adam": OptimizerSpec(
+        built_in.adam,
+        {"betas": (0.9, 0.95), "eps": 1e-8},
+        "as adamw, with coupled decay",
+    ),
+    "adafactor": OptimizerSpec(
+        built_in.adafactor,
+        {"beta2_decay": -0.8, "d": 1.0},
+        "Shazeer and Stern 2018, section 9, without first moment",
+    ),
+    "muon": OptimizerSpec(
+        muon.muon,
+        {"momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-8},
+        "Jordan et al. 2024; update size of Liu et al. 2025, section 2.2",
+    ),
+    "lion": OptimizerSpec(
+        packaged.lion,
+        {"betas": (0.9, 0.99)},
+        "Chen et al. 2023, Algorithm 2",
+        package="lion-pytorch",
+    ),
+    "prodigy": OptimizerSpec(
+        packaged.prodigy,
+        {"betas": (0.9, 0.999), "eps": 1e-8},
+        "defaults of its authors' package",
+        package="prodigyopt",
+    ),
+    "adam-mini": OptimizerSpec(
+        packaged.adam_mini,
+        {"betas": (0.9, 0.95), "eps": 1e-8},
+        "as adamw",
+        package="adam-mini",
+    ),
+    "schedule-free-adamw": OptimizerSpec(
+        packaged.schedule_free_adamw,
+        {"betas": (0.9, 0.95), "eps": 1e-8},
+        "β₁ of its authors' package, β₂ as adamw; the learning rate stays constant",
+        package="schedulefree",
+        schedule="constant",
+    ),
+    "scaled-gd": OptimizerSpec(
+        low_rank.scaled_gd, {"delta": 1e-6}, "Zhang and Pilanci 2024; LoRA only"
+    ),
+    "scaled-adamw": OptimizerSpec(
+        low_rank.scaled_adamw,
+        {"betas": (0.7, 0.8), "eps": 1e-6, "delta": 1e-6},
+        "Zhang and Pilanci 2024, on E2E, with an ε of our own; LoRA only",
+    ),
+}
+
+
+def get_optimizer(name: str) -> OptimizerSpec:
+    """Return an optimizer's entry by its name.
+
+    Args:
+        name: A key of ``OPTIMIZERS``.
+
+    Returns:
+        The entry.
+
+    Raises:
+        ValueError: If there is no such optimizer.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(
+            f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name}"
+        )
+    return OPTIMIZERS[name]
+
+
+def build_optimizer(
+    name: str, model: nn.Module, lr: float, weight_decay: float, seed: int
+) -> Optimizer:
+    """Build an optimizer by its name.
+
+    Args:
+        name: A key of ``OPTIMIZERS``.
+        model: What is trained.
+        lr: η.
+        weight_decay: λ.
+        seed: Of the run, for what is drawn at random.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: If there is no such optimizer, or none for such a model.
+    """
+    spec = get_optimizer(name)
+    drawn = {"seed": seed} if spec.seeded else {}
+    return spec.build(model, lr, weight_decay, **spec.settings, **drawn)

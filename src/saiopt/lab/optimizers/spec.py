@@ -1,0 +1,33 @@
+"""What the lab knows about one optimizer."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch.optim import Optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerSpec:
+    """How the lab builds one optimizer.
+
+    Args:
+        build: Called as ``build(model, lr, weight_decay, **settings)``, where the
+            decoupled decay per step is to be ``lr * weight_decay``; a build that
+            deviates says so.
+        settings: Everything beyond learning rate and decay; part of a run's
+            identity.
+        source: Where the settings come from.
+        lr_of: Optimizer whose learning rate serves where a recipe has no own one.
+        package: Distribution whose version is part of a run's identity.
+        schedule: Instead of the recipe's, where the method prescribes its own.
+        seeded: Whether ``build`` also takes the run's ``seed``.
+    """
+
+    build: Callable[..., Optimizer]
+    settings: Mapping[str, Any]
+    source: str
+    lr_of: str | None = None
+    package: str | None = None
+    schedule: str | None = None
+    seeded: bool = False

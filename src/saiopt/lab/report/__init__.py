@@ -1,0 +1,1 @@
+"""One page of HTML from what commands have left in folders."""

@@ -1,0 +1,1 @@
+"""Searching learning rate and weight decay, with several processes or machines."""

@@ -1,0 +1,143 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from saiopt.cli import main
+from saiopt.lab.compare import compare, plan, prepare
+from saiopt.lab.recipe import Recipe
+from saiopt.lab.report.markup import picture, table
+from saiopt.lab.report.sources import environments, find_sources
+
+CPU = torch.device("cpu")
+
+
+class Reader(HTMLParser):
+    """Collect what a test asks about."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.references: list[str] = re.findall(r"url\(#([^)]*)\)", text)
+        self.words = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        values = dict(attrs)
+        self.ids += [values["id"]] if "id" in values else []
+        for name in ("src", "href", "xlink:href"):
+            if name in values:
+                self.addresses.append(values[name])
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+@pytest.fixture
+def runs_dir(tiny: Recipe, tmp_path: Path) -> Path:
+    folder = tmp_path / "runs"
+    lrs = {"adamw": 0.01, "sgd": 1e30}
+    runs = plan(tiny, list(lrs), (0, 1), lrs)
+    compare(runs, prepare(runs), folder, CPU, lambda _: None)
+    return folder
+
+
+def report(folder: Path, *arguments: str) -> Reader:
+    output = folder.parent / "report.html"
+    options = ["--runs-dir", str(folder), "--output", str(output)]
+    assert main(["report", *arguments, *options]) == 0
+    return Reader(output.read_text("utf-8"))
+
+
+def test_the_page_needs_nothing_from_elsewhere(runs_dir: Path) -> None:
+    page = report(runs_dir)
+    assert page.addresses
+    assert all(address.startswith("#") for address in page.addresses)
+
+
+def test_every_reference_in_the_page_has_one_target(runs_dir: Path) -> None:
+    page = report(runs_dir, *(str(f) for f in runs_dir.glob("compare-*")))
+    assert len(set(page.ids)) == len(page.ids)
+    wanted = {address[1:] for address in page.addresses} | set(page.references)
+    assert wanted <= set(page.ids)
+
+
+def test_a_comparison_shows_its_numbers(runs_dir: Path) -> None:
+    [path] = runs_dir.glob("compare-*/comparison.json")
+    row = json.loads(path.read_text())["rows"][0]["metric"]
+    words = report(runs_dir).words
+    assert f"{row['mean']:.4f} ± {row['half_width']:.4f} (n=2)" in words
+    assert "diverged (seed 0, 1)" in words
+
+
+def test_the_runs_of_a_comparison_are_not_told_again(runs_dir: Path) -> None:
+    kinds = [source.kind for source in find_sources([], runs_dir)]
+    assert kinds == ["comparison"]
+    [folder] = runs_dir.glob("vit-digits-adamw-seed0-*")
+    assert [s.kind for s in find_sources([folder], runs_dir)] == ["run"]
+    assert "single runs" in report(runs_dir, str(folder)).words
+
+
+def test_the_environment_is_that_of_the_runs(runs_dir: Path) -> None:
+    values = environments(find_sources([], runs_dir))
+    assert values["torch"] == [torch.__version__]
+    [folder] = runs_dir.glob("vit-digits-adamw-seed0-*")
+    path = folder / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "torch": "0.1"}))
+    values = environments(find_sources([], runs_dir))
+    assert values["torch"] == [torch.__version__, "0.1"]
+
+
+def test_text_cannot_become_markup() -> None:
+    assert "<script>" not in table(["<script>"], [["<script>"]])
+
+
+def test_equal_pictures_keep_their_ids_apart(tmp_path: Path) -> None:
+    path = tmp_path / "picture.svg"
+    path.write_text(
+        '<?xml version="1.0"?><svg width="720pt" height="100pt" viewBox="0 0 9 9">'
+        '<g id="a" clip-path="url(#b)"/><clipPath id="b"/></svg>'
+    )
+    page = Reader(picture(path, "x", "p1") + picture(path, "x", "p2"))
+    assert sorted(page.ids) == ["p1-a", "p1-b", "p2-a", "p2-b"]
+    assert page.references == ["p1-b", "p2-b"]
+    assert picture(tmp_path / "missing.svg", "x", "p") == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["nowhere"], "runs must be folders that a finished command has written"),
+        ([], "runs_dir must hold finished runs, got .*/empty"),
+    ],
+)
+def test_nothing_to_report_is_refused(
+    arguments: list[str],
+    sentence: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["report", *arguments, "--runs-dir", str(tmp_path / "empty")]) == 2
+    assert re.fullmatch(f"saiopt: {sentence}.*\n", capsys.readouterr().err)
+
+
+def test_a_damaged_file_is_named(
+    runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [path] = runs_dir.glob("compare-*/comparison.json")
+    path.write_text("{")
+    assert main(["report", "--runs-dir", str(runs_dir)]) == 2
+    assert str(path) in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_named(
+    runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(runs_dir / "no" / "report.html")
+    assert main(["report", "--runs-dir", str(runs_dir), "--output", output]) == 2
+    assert output in capsys.readouterr().err

@@ -1,0 +1,254 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from saiopt.cli import main
+from saiopt.lab.compare import prepare
+from saiopt.lab.outcome import carry_out
+from saiopt.lab.recipe import Recipe
+from saiopt.lab.run import Run
+from saiopt.lab.sweep.board import Board, Cell, open_storage
+from saiopt.lab.sweep.findings import Finding
+from saiopt.lab.sweep.plan import Sweep
+from saiopt.lab.sweep.workers import Place, boards, work_off
+
+CPU = torch.device("cpu")
+TINY = [
+    "--set",
+    "task.hidden_size=16",
+    "task.num_layers=1",
+    "task.num_heads=2",
+    "task.patch_size=4",
+    "batch_size=16",
+    "eval_every=50",
+    "checkpoint_every=20",
+    "--threads",
+    "1",
+]
+
+
+def grid(recipe: Recipe, **changes: Any) -> Sweep:
+    arguments = {
+        "recipe": recipe,
+        "optimizer": "sgdsai",
+        "lrs": (0.01, 0.1),
+        "weight_decays": (0.0, 0.1),
+        "seeds": (0,),
+    }
+    return Sweep(**{**arguments, **changes})
+
+
+def place(folder: Path, device: torch.device = CPU) -> Place:
+    return Place(folder, f"sqlite:///{folder / 'sweeps.db'}", device, 1)
+
+
+def board(sweep: Sweep, folder: Path) -> Board:
+    where = place(folder)
+    storage = open_storage(where.storage, where.locks)
+    return Board(sweep, {"torch": "x"}, storage, where.locks)
+
+
+def states(folder: Path) -> Counter[TrialState]:
+    url = f"sqlite:///{folder / 'sweeps.db'}"
+    [name] = optuna.get_all_study_names(url)
+    trials = optuna.load_study(study_name=name, storage=url).get_trials()
+    return Counter(trial.state for trial in trials)
+
+
+def found(cells: dict[tuple[float, float], float], sweep: Sweep) -> Finding:
+    return Finding(
+        sweep,
+        [Cell(lr, wd, {0: value}, {}, [], 1.0) for (lr, wd), value in cells.items()],
+    )
+
+
+def test_every_cell_is_an_ordinary_run(tiny: Recipe, tmp_path: Path) -> None:
+    sweep = grid(tiny, seeds=(0, 1))
+    task = prepare(sweep.runs({"lr": 0.01}))
+    work_off([sweep], task, place(tmp_path), lambda *_: None)
+    [opened] = boards([sweep], task, place(tmp_path))
+    cells = opened.cells()
+    assert [(c.lr, c.weight_decay) for c in cells] == [
+        (0.01, 0.0),
+        (0.01, 0.1),
+        (0.1, 0.0),
+        (0.1, 0.1),
+    ]
+    run = Run(tiny, "sgdsai", 0.1, 1, fixed_weight_decay=0.1)
+    outcome = carry_out(run, task, tmp_path, CPU, lambda p: seen.append(p.status))
+    assert cells[3].values[1] == outcome.value
+    assert cells[3].folders[1] == outcome.folder
+
+
+seen: list[str] = []
+
+
+def test_a_finished_sweep_trains_nothing(tiny: Recipe, tmp_path: Path) -> None:
+    sweep = grid(tiny, weight_decays=())
+    task = prepare(sweep.runs({"lr": 0.01}))
+    announced: list[Cell] = []
+    for _ in range(2):
+        work_off([sweep], task, place(tmp_path), lambda _, c: announced.append(c))
+    assert [cell.lr for cell in announced] == [0.01, 0.1]
+    assert announced[0].weight_decay == tiny.decay_per_step / 0.01
+
+
+def test_a_diverged_cell_is_recorded_as_such(tiny: Recipe, tmp_path: Path) -> None:
+    sweep = grid(tiny, optimizer="sgd", lrs=(0.1, 1e30))
+    task = prepare(sweep.runs({"lr": 0.1}))
+    work_off([sweep], task, place(tmp_path), lambda *_: None)
+    [opened] = boards([sweep], task, place(tmp_path))
+    kept, lost = opened.cells()[:2], opened.cells()[2:]
+    assert all(cell.mean is not None and not cell.diverged for cell in kept)
+    assert all(cell.mean is None and set(cell.diverged) == {0} for cell in lost)
+
+
+def test_two_boards_never_hold_the_same_cell(tiny: Recipe, tmp_path: Path) -> None:
+    first, second = board(grid(tiny), tmp_path), board(grid(tiny), tmp_path)
+    claims = [b.claim() for b in (first, second, second, first)]
+    taken = {tuple(c.trial.params.values()) for c in claims if c is not None}
+    assert len(taken) == 4
+    assert first.claim() is None
+    assert second.claim() is None
+    for claim in claims:
+        assert claim is not None
+        claim.release()
+
+
+def test_a_cell_that_was_let_go_is_put_up_again(tiny: Recipe, tmp_path: Path) -> None:
+    opened = board(grid(tiny, lrs=(0.1,), weight_decays=()), tmp_path)
+    claim = opened.claim()
+    assert claim is not None
+    assert opened.claim() is None
+    # What the death of its process does: the lock is free, the trial is not told.
+    claim.release()
+    again = opened.claim()
+    assert again is not None
+    assert again.trial.params == claim.trial.params
+    opened.give_up(again)
+    assert states(tmp_path) == {TrialState.FAIL: 2}
+
+
+def test_a_silent_machine_loses_its_cell(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = board(grid(tiny, lrs=(0.1,), weight_decays=()), tmp_path)
+    claim = opened.claim()
+    assert claim is not None
+    claim.trial.set_user_attr("host", "another")
+    assert opened.claim() is None
+    claim.trial.set_user_attr("beat", time.time() - 400)
+    again = opened.claim()
+    assert again is not None
+    for held in (claim, again):
+        held.release()
+
+
+def test_tpe_makes_its_number_of_trials_within_the_ranges(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    sweep = grid(tiny, weight_decays=(1e-4, 1.0), sampler="tpe", trials=5)
+    task = prepare(sweep.runs({"lr": 0.01}))
+    for _ in range(2):
+        work_off([sweep], task, place(tmp_path), lambda *_: None)
+    [opened] = boards([sweep], task, place(tmp_path))
+    cells = opened.cells()
+    assert len({(c.lr, c.weight_decay) for c in cells}) == 5
+    assert all(0.01 <= c.lr <= 0.1 and 1e-4 <= c.weight_decay <= 1 for c in cells)
+
+
+def test_the_border_is_named(tiny: Recipe) -> None:
+    sweep = grid(tiny, lrs=(1.0, 2.0, 3.0), weight_decays=(0.1, 0.2, 0.3))
+    cells = {(lr, wd): 0.5 for lr in sweep.lrs for wd in sweep.weight_decays}
+    assert found({**cells, (2.0, 0.2): 0.9}, sweep).borders == []
+    assert found({**cells, (3.0, 0.2): 0.9}, sweep).borders == ["largest lr"]
+    corner = found({**cells, (1.0, 0.3): 0.9}, sweep)
+    assert corner.borders == ["smallest lr", "largest weight decay"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"lrs": (0.1, 0.1)}, "lrs must be given each once, got 0.1 0.1"),
+        ({"lrs": (-1.0,)}, "lr must be positive and finite, got -1.0"),
+        ({"weight_decays": (-1.0,)}, "weight_decay must be finite .* got -1.0"),
+        ({"seeds": (-1,)}, "seed must be at least 0, got -1"),
+        ({"sampler": "tpe", "trials": 0}, "trials must be at least 1, got 0"),
+        ({"sampler": "tpe", "trials": 3}, "weight_decays must be positive for tpe"),
+    ],
+)
+def test_a_bad_sweep_is_refused(
+    tiny: Recipe, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        grid(tiny, **changes)
+
+
+def sweep_command(runs_dir: Path) -> list[str]:
+    return [
+        *["sweep", "vit-digits", *TINY, "--steps", "150", "--optimizers", "sgdsai"],
+        *["--lrs", "0.01", "0.02", "0.05", "--weight-decays", "0.1", "0.01"],
+        *["--workers", "2", "--runs-dir", str(runs_dir), "--json"],
+    ]
+
+
+def children(process: "subprocess.Popen[str]") -> list[int]:
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    lines = {
+        int(pid): Path(f"/proc/{pid}/cmdline").read_text()
+        for pid in path.read_text().split()
+    }
+    return [pid for pid, line in lines.items() if "spawn_main" in line]
+
+
+def test_two_killed_workers_lose_and_double_no_cell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "saiopt", *sweep_command(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # A third run folder beside two that are trained: one cell is finished at least.
+    while len(list(tmp_path.glob("vit-*"))) < 3:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    for pid in children(process):
+        os.kill(pid, signal.SIGKILL)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "2 of 2 workers ended before their time" in error
+    assert 0 < states(tmp_path)[TrialState.COMPLETE] < 6
+    alone = [a if a != "2" else "1" for a in sweep_command(tmp_path)]
+    assert main(alone) == 0
+    content = json.loads(capsys.readouterr().out)
+    [result] = content["optimizers"]
+    assert result["missing"] == 0
+    assert len({(c["lr"], c["weight_decay"]) for c in result["cells"]}) == 6
+    count = states(tmp_path)
+    assert count[TrialState.COMPLETE] == 6
+    assert count[TrialState.RUNNING] == count[TrialState.WAITING] == 0
+    assert count[TrialState.FAIL] >= 1
+    assert len(list(tmp_path.glob("vit-*/result.json"))) == 6
+
+
+def test_a_storage_that_cannot_be_opened_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sweep", "vit-digits", *TINY, "--runs-dir", str(tmp_path)]
+    assert main([*command, "--storage", "nonsense"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("saiopt: storage must be a database that can be opened")
+    assert error.count("\n") == 1
