@@ -70,6 +70,7 @@ def test_the_authors_16_bit_state_gets_a_float32_scale():
     assert optimizer.state[model.weight]["scale"].dtype == torch.float32
     model.weight.grad = torch.randn_like(model.weight)
     optimizer.step()
+    assert "rounding_seed" in optimizer.state[model.weight]
 
 
 def test_dtypes_survive_loading_where_torch_would_cast():

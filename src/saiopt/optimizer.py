@@ -293,8 +293,7 @@ class SGDSaI(Optimizer):
                     options.check_shape(param, self._shapes)
                     self.state[param] = state.allocate(param, group, ordinal)
                     self._pending[param] = 0.0
-            elif group["momentum"] != 0 and "momentum_buffer" not in entry:
+            elif state.complete(entry, param, group, ordinal):
                 # The momentum was 0 until now: it starts at the next gradient.
-                entry.update(state.momentum(param, group))
                 entry["scale"].abs_().neg_()
                 self._pending[param] = -entry["scale"].item()

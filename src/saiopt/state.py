@@ -49,12 +49,33 @@ def allocate(
     if options["momentum"] != 0:
         state |= momentum(param, options)
     if _rounds_stochastically(param, options):
-        # An odd multiplier spreads the seeds of neighbours over all 2^32 values.
-        seed = (ordinal * 0x9E3779B1) % 2**32 - 2**31
-        state["rounding_seed"] = torch.tensor(
-            seed, dtype=torch.int32, device=param.device
-        )
+        state["rounding_seed"] = _first_seed(param, ordinal)
     return state
+
+
+def complete(
+    entry: dict[str, Tensor], param: Tensor, options: Mapping[str, Any], ordinal: int
+) -> bool:
+    """Add what a parameter's state lacks under the present options.
+
+    A state_dict of the authors' class has no rounding seed, and one that was saved
+    under momentum 0 no momentum.
+
+    Args:
+        entry: the state by key, changed in place.
+        param: the parameter.
+        options: its group's options by name.
+        ordinal: its place among the optimizer's parameters.
+
+    Returns:
+        Whether the momentum was added.
+    """
+    if "rounding_seed" not in entry and _rounds_stochastically(param, options):
+        entry["rounding_seed"] = _first_seed(param, ordinal)
+    if options["momentum"] == 0 or "momentum_buffer" in entry:
+        return False
+    entry.update(momentum(param, options))
+    return True
 
 
 def momentum(param: Tensor, options: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -95,6 +116,12 @@ def _momentum_dtype(param: Tensor, options: Mapping[str, Any]) -> torch.dtype:
     if not hold_whole_groups(param, code_of(code_dtype).group_size):
         return torch.float32
     return code_dtype
+
+
+def _first_seed(param: Tensor, ordinal: int) -> Tensor:
+    # An odd multiplier spreads the seeds of neighbours over all 2^32 values.
+    seed = (ordinal * 0x9E3779B1) % 2**32 - 2**31
+    return torch.tensor(seed, dtype=torch.int32, device=param.device)
 
 
 def _rounds_stochastically(param: Tensor, options: Mapping[str, Any]) -> bool:
