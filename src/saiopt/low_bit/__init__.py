@@ -15,7 +15,6 @@ from .rounding import (
     low_half,
     noise_bits,
     round_stochastically,
-    round_to_nearest,
 )
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "noise_bits",
     "quantize",
     "round_stochastically",
-    "round_to_nearest",
     "scale_shape",
     "using",
 ]

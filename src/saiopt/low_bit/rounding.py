@@ -6,16 +6,6 @@ import torch
 from torch import Tensor
 
 
-def round_to_nearest(target: Tensor, source: Tensor) -> None:
-    """Store float values with the hardware's rounding to nearest even.
-
-    Args:
-        target: tensor to overwrite, any floating dtype.
-        source: values of the same shape.
-    """
-    target.copy_(source)
-
-
 def round_stochastically(target: Tensor, source: Tensor, noise: Tensor) -> None:
     """Store float32 values in bfloat16, rounding up with the probability of the rest.
 
