@@ -9,6 +9,10 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "pack and unpack take the first of two bytes for the lower one"
+#endif
+
 enum { GROUP = 32 };
 
 INLINE uint32_t bits_of(float value) {
@@ -58,32 +62,39 @@ INLINE void store(void *restrict stored, const float *restrict values,
         memcpy((float *)stored + first, values, GROUP * sizeof(float));
 }
 
-/* Codes of 4 bits are two in a byte, the even entry in its lower half. Unrolled in full,
- * their loops would not be vectorised. */
+/* Codes of 4 bits are two in a byte, the even entry in its lower half. A word of 16 bits
+ * spreads them over its two bytes, so that no loop has a stride. */
 INLINE void unpack(int32_t *restrict codes, const void *restrict stored, int64_t first,
                    int by_two) {
     const uint8_t *bytes = (const uint8_t *)stored + (by_two ? first / 2 : first);
-    if (by_two)
-#pragma GCC unroll 1
-        for (int i = 0; i < GROUP / 2; ++i) {
-            codes[2 * i] = (int32_t)((uint32_t)bytes[i] << 28) >> 28;
-            codes[2 * i + 1] = (int32_t)((uint32_t)bytes[i] << 24) >> 28;
-        }
-    else
+    uint16_t words[GROUP / 2];
+    uint8_t halves[GROUP];
+    if (!by_two) {
         for (int i = 0; i < GROUP; ++i)
             codes[i] = (int8_t)bytes[i];
+        return;
+    }
+    for (int i = 0; i < GROUP / 2; ++i)
+        words[i] = (uint16_t)((bytes[i] | bytes[i] << 4) & 0x0F0F);
+    memcpy(halves, words, GROUP);
+    for (int i = 0; i < GROUP; ++i)
+        codes[i] = (halves[i] ^ 8) - 8;
 }
 
 INLINE void pack(void *restrict stored, const int32_t *restrict codes, int64_t first,
                  int by_two) {
     uint8_t *bytes = (uint8_t *)stored + (by_two ? first / 2 : first);
-    if (by_two)
-#pragma GCC unroll 1
-        for (int i = 0; i < GROUP / 2; ++i)
-            bytes[i] = (uint8_t)((codes[2 * i] & 15) | (codes[2 * i + 1] & 15) << 4);
-    else
-        for (int i = 0; i < GROUP; ++i)
-            bytes[i] = (uint8_t)codes[i];
+    uint16_t words[GROUP / 2];
+    uint8_t halves[GROUP];
+    for (int i = 0; i < GROUP; ++i)
+        halves[i] = (uint8_t)codes[i];
+    if (!by_two) {
+        memcpy(bytes, halves, GROUP);
+        return;
+    }
+    memcpy(words, halves, GROUP);
+    for (int i = 0; i < GROUP / 2; ++i)
+        bytes[i] = (uint8_t)((words[i] & 15) | (words[i] >> 4 & 0xF0));
 }
 
 /* Return the bits of the bfloat16 scale that maps the largest magnitude to the largest
