@@ -78,6 +78,59 @@ def _encode(values, noise, MAX_CODE: tl.constexpr, STOCHASTIC: tl.constexpr):
 
 
 @triton.jit
+def _entries(row, group, lane, held, WHOLE: tl.constexpr):
+    """Return the groups' entries, first bytes and byte ends of codes, and a mask."""
+    if WHOLE:
+        entry = group * GROUP + lane
+        first_byte, byte_end = group * (GROUP // 2), group * (GROUP // 2) + GROUP // 2
+        mask = held & (lane >= 0)
+    else:
+        cols = tl.load(row + 6)
+        per_row = (cols + GROUP - 1) // GROUP
+        line, column = group // per_row, (group % per_row) * GROUP
+        entry = line * cols + column + lane
+        row_bytes = (cols + 1) // 2
+        first_byte, byte_end = line * row_bytes + column // 2, (line + 1) * row_bytes
+        mask = held & (column + lane < cols)
+    return entry, first_byte, byte_end, mask
+
+
+@triton.jit
+def _load_codes(buffer, entry, first_byte, lane, mask, BITS: tl.constexpr):
+    """Read stored momentum, or its codes, as float32."""
+    if BITS == 4:
+        bytes_ = tl.load(buffer + first_byte + lane // 2, mask, other=0)
+        nibble = (bytes_.to(tl.int32) >> (4 * (lane % 2))) & 15
+        stored = ((nibble ^ 8) - 8).to(tl.float32)
+    else:
+        stored = tl.load(buffer + entry, mask, other=0).to(tl.float32)
+    return stored
+
+
+@triton.jit
+def _store_codes(
+    buffer,
+    codes,
+    entry,
+    first_byte,
+    byte_end,
+    held,
+    mask,
+    BITS: tl.constexpr,
+    GROUPS: tl.constexpr,
+):
+    """Write codes; two of 4 bits share a byte, the even entry in its lower half."""
+    if BITS == 4:
+        upper = tl.arange(0, GROUP)[None, :] % 2
+        halves = tl.reshape((codes & 15) << (4 * upper), (GROUPS, 16, 2))
+        at = first_byte + tl.arange(0, 16)[None, :]
+        packed = tl.sum(halves, axis=2).to(tl.uint8)
+        tl.store(buffer + at, packed, held & (at < byte_end))
+    else:
+        tl.store(buffer + entry, codes.to(tl.int8), mask)
+
+
+@triton.jit
 def update_kernel(
     table,
     owners,
@@ -122,18 +175,7 @@ def update_kernel(
     group = (program - tl.load(row + 8)) * GROUPS + tl.arange(0, GROUPS)[:, None]
     lane = tl.arange(0, GROUP)[None, :]
     held = group < tl.load(row + 7)
-    if WHOLE:
-        entry = group * GROUP + lane
-        first_byte, byte_end = group * (GROUP // 2), group * (GROUP // 2) + GROUP // 2
-        mask = held & (lane >= 0)
-    else:
-        cols = tl.load(row + 6)
-        per_row = (cols + GROUP - 1) // GROUP
-        line, column = group // per_row, (group % per_row) * GROUP
-        entry = line * cols + column + lane
-        row_bytes = (cols + 1) // 2
-        first_byte, byte_end = line * row_bytes + column // 2, (line + 1) * row_bytes
-        mask = held & (column + lane < cols)
+    entry, first_byte, byte_end, mask = _entries(row, group, lane, held, WHOLE)
 
     if STOCHASTIC:
         seed = tl.load(_pointer(row, 5, tl.int32, False)).to(tl.uint32, bitcast=True)
@@ -152,12 +194,7 @@ def update_kernel(
     if MOMENTUM is not None:
         buffer = _pointer(row, 2, MOMENTUM, ALIGNED)
         if not FORGETS:
-            if BITS == 4:
-                bytes_ = tl.load(buffer + first_byte + lane // 2, mask, other=0)
-                nibble = (bytes_.to(tl.int32) >> (4 * (lane % 2))) & 15
-                old = ((nibble ^ 8) - 8).to(tl.float32)
-            else:
-                old = tl.load(buffer + entry, mask, other=0).to(tl.float32)
+            old = _load_codes(buffer, entry, first_byte, lane, mask, BITS)
             if BITS > 0:
                 old *= tl.load(scales, held, other=0.0).to(tl.float32)
             difference = momentum - old
@@ -176,12 +213,8 @@ def update_kernel(
         momentum = tl.where(mask, momentum, 0.0)
         codes, scale = _encode(momentum, high, 2.0 ** (BITS - 1) - 1.0, STOCHASTIC)
         _store(scales, scale, high, held, tl.bfloat16, False)
-        if BITS == 4:
-            halves = tl.reshape((codes & 15) << (4 * (lane % 2)), (GROUPS, 16, 2))
-            at = first_byte + tl.arange(0, 16)[None, :]
-            packed = tl.sum(halves, axis=2).to(tl.uint8)
-            tl.store(buffer + at, packed, held & (at < byte_end))
-        else:
-            tl.store(buffer + entry, codes.to(tl.int8), mask)
+        _store_codes(
+            buffer, codes, entry, first_byte, byte_end, held, mask, BITS, GROUPS
+        )
     elif MOMENTUM is not None:
         _store(buffer + entry, momentum, high, mask, MOMENTUM, STOCHASTIC)
