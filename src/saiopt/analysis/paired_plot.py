@@ -5,6 +5,8 @@ from pathlib import Path
 
 from saiopt.analysis.figure import COLORS, figure
 
+_MOST_COLUMNS = 3
+
 
 def plot_differences(
     panels: Mapping[str, Mapping[str, Sequence[float]]],
@@ -13,13 +15,21 @@ def plot_differences(
 ) -> None:
     """Draw one panel per metric and one line per variant: its pairs and its interval.
 
+    Panels have the same variants.
+
     Args:
         panels: Axis label, variant, then one difference per pair.
         intervals: Axis label, variant, then mean and half-width of the interval.
         paths: Files to write.
     """
-    with figure(paths, (4.6 * len(panels), 3.6), len(panels)) as (_, all_axes):
-        for axes, (label, variants) in zip(all_axes, panels.items(), strict=True):
+    columns = min(len(panels), _MOST_COLUMNS)
+    rows = -(-len(panels) // columns)
+    most = max(map(len, panels.values()))
+    size = (4.6 * columns, (1 + 0.37 * most) * rows)
+    with figure(paths, size, columns, rows) as (_, all_axes):
+        for unused in all_axes[len(panels) :]:
+            unused.remove()
+        for axes, (label, variants) in zip(all_axes, panels.items(), strict=False):
             for place, (variant, pairs) in enumerate(variants.items()):
                 mean, half_width = intervals[label][variant]
                 axes.plot(pairs, [place] * len(pairs), "o", ms=3, color="#999999")
@@ -29,7 +39,8 @@ def plot_differences(
             axes.axvline(0, color="#666666", lw=1)
             axes.set(
                 yticks=range(len(variants)),
-                yticklabels=list(variants) if axes is all_axes[0] else [],
+                yticklabels=list(variants) if axes in all_axes[::columns] else [],
+                ylim=(-0.6, len(variants) - 0.4),
                 xlabel=label,
             )
             axes.invert_yaxis()

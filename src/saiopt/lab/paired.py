@@ -1,0 +1,120 @@
+"""Paired comparisons of optimizers over the seeds of a study."""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from saiopt.lab.intervals import Estimate, estimate
+from saiopt.lab.recipes import get_recipe
+
+Row = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One optimizer against another on one recipe, seed by seed.
+
+    Args:
+        recipe: Name.
+        optimizer: Name.
+        control: Name of the other optimizer.
+        gains: One per seed at which both finished: by how much the optimizer's metric
+            is better than the control's, negative where it is worse.
+        num_diverged: Seeds at which the optimizer or its control diverged.
+    """
+
+    recipe: str
+    optimizer: str
+    control: str
+    gains: Sequence[float]
+    num_diverged: int = 0
+
+    @property
+    def interval(self) -> Estimate:
+        """Mean gain with its 95 % interval."""
+        return estimate(self.gains)
+
+    @property
+    def verdict(self) -> str:
+        """``"better"`` or ``"worse"`` if the interval excludes 0, else ``"open"``."""
+        if len(self.gains) < 2:
+            return "open"
+        mean, half_width = self.interval.mean, self.interval.half_width or math.inf
+        if abs(mean) <= half_width:
+            return "open"
+        return "better" if mean > 0 else "worse"
+
+    def __str__(self) -> str:
+        if not self.gains:
+            return f"no pair ({self.num_diverged} diverged)"
+        found = self.interval
+        width = "" if found.half_width is None else f" ± {found.half_width:.4f}"
+        diverged = f", {self.num_diverged} diverged" if self.num_diverged else ""
+        return f"{found.mean:+.4f}{width} (n={found.count}{diverged}) {self.verdict}"
+
+
+def metric_of(row: Row) -> float | None:
+    """Return the metric by which a row's recipe compares optimizers.
+
+    Args:
+        row: Of a study.
+
+    Returns:
+        Its value, None of a run that diverged.
+    """
+    return row.get(get_recipe(row["recipe"]).metric.name)
+
+
+def compare_pairs(
+    rows: Iterable[Row], recipe: str, optimizer: str, control: str
+) -> Comparison:
+    """Pair the runs of two optimizers by seed.
+
+    Args:
+        rows: At most one per recipe, optimizer and seed.
+        recipe: Name.
+        optimizer: Name.
+        control: Name of the other optimizer.
+
+    Returns:
+        Their comparison.
+
+    Raises:
+        ValueError: If one of them has two rows for a seed.
+    """
+    found: dict[str, dict[int, float | None]] = {optimizer: {}, control: {}}
+    for row in rows:
+        if row["recipe"] != recipe or row["optimizer"] not in found:
+            continue
+        by_seed = found[row["optimizer"]]
+        if row["seed"] in by_seed:
+            raise ValueError(
+                f"rows must be one per seed, got two of {row['optimizer']}"
+            )
+        by_seed[row["seed"]] = metric_of(row)
+    sign = 1 if get_recipe(recipe).metric.higher_is_better else -1
+    seeds = sorted(found[optimizer].keys() & found[control].keys())
+    pairs = [(found[optimizer][seed], found[control][seed]) for seed in seeds]
+    gains = [sign * (a - b) for a, b in pairs if a is not None and b is not None]
+    return Comparison(recipe, optimizer, control, gains, len(pairs) - len(gains))
+
+
+def mean_metric(rows: Iterable[Row], recipe: str, optimizer: str) -> Estimate | None:
+    """Average an optimizer's metric over its seeds.
+
+    Args:
+        rows: Of a study.
+        recipe: Name.
+        optimizer: Name.
+
+    Returns:
+        The mean over the runs that finished, None if none did.
+    """
+    values = [
+        value
+        for row in rows
+        if row["recipe"] == recipe and row["optimizer"] == optimizer
+        if (value := metric_of(row)) is not None
+    ]
+    return estimate(values) if values else None

@@ -1,0 +1,259 @@
+"""The cells of a study: runs, trained in processes, and the rows that they leave."""
+
+import argparse
+import dataclasses
+import functools
+import json
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saiopt.lab.atomic import write_atomically, write_json
+from saiopt.lab.environment import environment
+from saiopt.lab.outcome import Outcome, carry_out
+from saiopt.lab.recipes import get_recipe
+from saiopt.lab.run import Run
+from saiopt.lab.task import Task, TaskConfig
+
+Row = dict[str, Any]
+Extract = Callable[[Outcome], Row]
+_SETTINGS = ("recipe", "optimizer", "lr", "weight_decay", "seed")
+# What two trainings of one cell need not have in common.
+_CIRCUMSTANCES = ("seconds", "run")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A run of a study.
+
+    Args:
+        run: What is trained.
+        labels: What tells it from the study's other runs and is no field of a run.
+    """
+
+    run: Run
+    labels: Mapping[str, str | int | float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def key(self) -> Row:
+        """The part of its row that is known before it is trained."""
+        run = self.run
+        return {
+            "recipe": run.recipe.name,
+            "optimizer": run.optimizer,
+            "lr": run.lr,
+            "weight_decay": run.weight_decay,
+            "seed": run.seed,
+            "labels": dict(self.labels),
+        }
+
+
+def nothing_more(outcome: Outcome) -> Row:
+    """Add nothing to a row.
+
+    Args:
+        outcome: Of its run.
+
+    Returns:
+        An empty row.
+    """
+    del outcome
+    return {}
+
+
+def parser(
+    description: str, recipes: Sequence[str], seeds: Sequence[int], runs_dir: str
+) -> argparse.ArgumentParser:
+    """Build the command line that all studies share.
+
+    Args:
+        description: The script's docstring.
+        recipes: Default recipes.
+        seeds: Default seeds.
+        runs_dir: Default folder of the runs.
+
+    Returns:
+        A parser of ``recipes``, ``seeds``, ``steps``, ``runs_dir``, ``workers``,
+        ``device`` and ``draw``.
+    """
+    summary = description.splitlines()[0]
+    made = argparse.ArgumentParser(description=summary)
+    made.add_argument("--recipes", nargs="+", default=list(recipes), metavar="RECIPE")
+    made.add_argument("--seeds", nargs="+", type=int, default=list(seeds), metavar="N")
+    made.add_argument("--runs-dir", type=Path, default=Path(runs_dir), metavar="PATH")
+    made.add_argument("--workers", type=int, default=2, help="processes", metavar="N")
+    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
+    made.add_argument(
+        "--draw", action="store_true", help="train nothing, take the committed rows"
+    )
+    return made
+
+
+def results_of(
+    folder: Path,
+    cells: Sequence[Cell],
+    options: argparse.Namespace,
+    say: Callable[[str], object],
+    extract: Extract = nothing_more,
+) -> list[Row]:
+    """Train the cells of a study, or read its committed rows, and return all rows.
+
+    A cell that has a row already is trained again and compared with it; a row is never
+    replaced, so that a repetition of some cells shows whether they come out the same.
+
+    Args:
+        folder: Of the study; gets ``results.jsonl`` and ``environment.json``.
+        cells: To train.
+        options: What the study's command line says.
+        say: Told of every finished cell.
+        extract: Adds to a row what its run's outcome holds; a module's function.
+
+    Returns:
+        All rows that the study has by now.
+
+    Raises:
+        SystemExit: If a row comes out otherwise than it is committed.
+    """
+    table = _Table(folder, options.device)
+    if options.draw:
+        return table.rows
+    equal, differing = 0, 0
+    for count, row in enumerate(_trained(cells, options, extract), 1):
+        committed = table.find(row)
+        note = ""
+        if committed is None:
+            table.add(row)
+        elif _agrees(row, committed):
+            equal, note = equal + 1, ", equal to the committed row"
+        else:
+            differing, note = differing + 1, f", but committed is {committed}"
+        say(f"{count}/{len(cells)} {json.dumps(row)}{note}")
+    if equal + differing:
+        say(f"{equal} of {equal + differing} repeated rows equal the committed ones")
+    if differing:
+        raise SystemExit(f"{differing} rows differ from {table.path}; it is unchanged")
+    table.sort(cells)
+    return table.rows
+
+
+class _Table:
+    """The committed rows of a study, written again whenever there is one more."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self.path = folder / "results.jsonl"
+        self._origin = folder / "environment.json"
+        self._device = torch.device(device)
+        self.rows = _lines(self.path)
+        self._described: set[str] = set()
+
+    def find(self, row: Row) -> Row | None:
+        key = _key(row)
+        return next((old for old in self.rows if _key(old) == key), None)
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        self._describe(row["recipe"])
+        self._write()
+
+    def sort(self, cells: Sequence[Cell]) -> None:
+        places = {_key(cell.key): place for place, cell in enumerate(cells)}
+        if all(_key(row) in places for row in self.rows):
+            self.rows.sort(key=lambda row: places[_key(row)])
+            self._write()
+
+    def _write(self) -> None:
+        text = "".join(json.dumps(row) + "\n" for row in self.rows)
+        write_atomically(self.path, lambda file: file.write(text.encode()))
+
+    def _describe(self, recipe: str) -> None:
+        """Note where rows of a recipe come from."""
+        if recipe in self._described:
+            return
+        self._described.add(recipe)
+        where = json.loads(self._origin.read_text()) if self._origin.exists() else {}
+        fingerprint = _loaded(get_recipe(recipe).task).fingerprint
+        where[recipe] = environment(self._device, fingerprint)
+        write_json(self._origin, where)
+
+
+def _trained(
+    cells: Sequence[Cell], options: argparse.Namespace, extract: Extract
+) -> Iterator[Row]:
+    """Train cells in processes of one thread each, going on where they stopped."""
+    torch.set_num_threads(1)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        options.workers, mp_context=context, initializer=_end_with_parent
+    ) as pool:
+        place = (options.runs_dir, options.device, extract)
+        jobs = [pool.submit(train_cell, cell, *place) for cell in cells]
+        for job in as_completed(jobs):
+            yield job.result()
+
+
+def train_cell(cell: Cell, runs_dir: Path, device: str, extract: Extract) -> Row:
+    """Train one cell, or read it if it is finished, and return its row.
+
+    Args:
+        cell: To train.
+        runs_dir: Where run folders live.
+        device: Where to train.
+        extract: Adds to the row what the outcome holds.
+
+    Returns:
+        The row.
+    """
+    torch.set_num_threads(1)
+    task = _loaded(cell.run.recipe.task)
+    outcome = carry_out(cell.run, task, runs_dir, torch.device(device), lambda _: None)
+    return {
+        **cell.key,
+        "status": outcome.result["status"],
+        "step": outcome.result["step"],
+        **outcome.result["metrics"],
+        **extract(outcome),
+        "seconds": round(outcome.result["total_seconds"], 1),
+        "run": outcome.folder,
+    }
+
+
+@functools.cache
+def _loaded(config: TaskConfig) -> Task:
+    return config.load()
+
+
+def _end_with_parent() -> None:
+    """Leave no worker behind when the study is killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _lines(path: Path) -> list[Row]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def _key(row: Row) -> str:
+    known = [value for name, value in row.items() if name in _SETTINGS]
+    return json.dumps(known + sorted(row.get("labels", {}).items()))
+
+
+def _agrees(row: Row, committed: Row) -> bool:
+    return all(
+        row.get(name) == committed.get(name)
+        for name in row.keys() | committed.keys()
+        if name not in _CIRCUMSTANCES
+    )

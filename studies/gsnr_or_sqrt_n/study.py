@@ -1,0 +1,76 @@
+"""Is g-SNR more than √n?
+
+Trains SGD-SaI and its three controls, each at its tuned learning rate, from the same
+seeds, going on where it was stopped, and writes results.jsonl, environment.json and the
+figure beside this file. README.md says the question, the rule and the answer.
+"""
+
+import functools
+from pathlib import Path
+
+from saiopt.analysis.paired_plot import plot_differences
+from saiopt.lab.compare import plan
+from saiopt.lab.paired import Comparison, Row, compare_pairs, mean_metric
+from saiopt.lab.recipes import get_recipe
+from saiopt.lab.study import Cell, parser, results_of
+
+HERE = Path(__file__).parent
+RECIPES = ("gpt-stdlib", "vit-digits", "resnet-digits", "lora-pydoc", "ddpm-digits")
+# Seed 0 chose the learning rates.
+SEEDS = (1, 2, 3, 4, 5)
+CONTROLS = {
+    "sgdsai-sqrt-numel": "√n",
+    "sgdm-decoupled": "no scale",
+    "sgdsai-shuffled": "shuffled",
+}
+
+
+def report(rows: list[Row]) -> None:
+    """Print means and paired gains, count verdicts, draw the gains."""
+    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
+    for recipe in recipes:
+        for optimizer in ("sgdsai", *CONTROLS):
+            found = mean_metric(rows, recipe, optimizer)
+            print(f"{recipe:<16}{optimizer:<20}{found}")
+    found = [
+        compare_pairs(rows, recipe, "sgdsai", control)
+        for control in CONTROLS
+        for recipe in recipes
+    ]
+    for comparison in found:
+        print(f"{comparison.recipe:<16}over {comparison.control:<20}{comparison}")
+    for control in CONTROLS:
+        verdicts = [c.verdict for c in found if c.control == control]
+        counts = {kind: verdicts.count(kind) for kind in ("better", "worse", "open")}
+        print(f"over {control}: {counts}")
+    draw(recipes, found)
+
+
+def draw(recipes: list[str], found: list[Comparison]) -> None:
+    """Draw one panel per recipe, one line per control."""
+    panels, intervals = {}, {}
+    for recipe in recipes:
+        mine = [c for c in found if c.recipe == recipe and c.gains]
+        label = f"{recipe}: gain in {get_recipe(recipe).metric.label}"
+        panels[label] = {f"over {CONTROLS[c.control]}": c.gains for c in mine}
+        intervals[label] = {
+            f"over {CONTROLS[c.control]}": (c.interval.mean, c.interval.half_width or 0)
+            for c in mine
+        }
+    paths = [HERE / f"gains.{suffix}" for suffix in ("png", "svg")]
+    plot_differences(panels, intervals, paths)
+
+
+def main() -> None:
+    """Run the study."""
+    options = parser(__doc__ or "", RECIPES, SEEDS, "runs/gsnr_or_sqrt_n").parse_args()
+    cells = [
+        Cell(run)
+        for name in options.recipes
+        for run in plan(get_recipe(name), ["sgdsai", *CONTROLS], options.seeds, {})
+    ]
+    report(results_of(HERE, cells, options, functools.partial(print, flush=True)))
+
+
+if __name__ == "__main__":
+    main()

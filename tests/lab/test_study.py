@@ -1,0 +1,84 @@
+import json
+
+import pytest
+
+from saiopt.lab.recipe import override
+from saiopt.lab.recipes import get_recipe
+from saiopt.lab.run import Run
+from saiopt.lab.study import Cell, parser, results_of, train_cell
+
+
+def cells(*seeds):
+    recipe = override(get_recipe("resnet-digits"), {"steps": "2", "eval_every": "2"})
+    return [
+        Cell(Run(recipe, "sgdsai", 0.01, seed), {"variant": "short"}) for seed in seeds
+    ]
+
+
+def options(tmp_path, *arguments):
+    made = parser("A study.", ["resnet-digits"], [0], str(tmp_path / "runs"))
+    return made.parse_args(["--workers", "1", *arguments])
+
+
+@pytest.fixture
+def here_only(monkeypatch, tmp_path):
+    """Train in this process: what starts processes has a test of its own."""
+
+    def trained(chosen, said, extract):
+        for cell in chosen:
+            yield train_cell(cell, said.runs_dir, said.device, extract)
+
+    monkeypatch.setattr("saiopt.lab.study._trained", trained)
+    return tmp_path
+
+
+def with_value(outcome):
+    return {"value": outcome.value}
+
+
+def test_cells_become_rows_that_name_what_was_trained(tmp_path):
+    said = []
+    rows = results_of(
+        tmp_path, cells(0), options(tmp_path), said.append, extract=with_value
+    )
+    row = json.loads((tmp_path / "results.jsonl").read_text())
+    assert rows == [row]
+    assert (row["recipe"], row["seed"]) == ("resnet-digits", 0)
+    assert row["labels"] == {"variant": "short"}
+    assert row["status"] == "finished"
+    assert row["value"] == row["accuracy"]
+    origin = json.loads((tmp_path / "environment.json").read_text())
+    assert origin["resnet-digits"]["threads"] == 1
+    assert len(said) == 1
+
+
+def test_a_repetition_says_that_it_is_equal_and_changes_nothing(here_only):
+    results_of(here_only, cells(0, 1), options(here_only), print)
+    before = (here_only / "results.jsonl").read_bytes()
+    said = []
+    again = options(here_only, "--runs-dir", str(here_only / "others"))
+    rows = results_of(here_only, cells(1), again, said.append)
+    assert said[-1] == "1 of 1 repeated rows equal the committed ones"
+    assert (here_only / "results.jsonl").read_bytes() == before
+    assert [row["seed"] for row in rows] == [0, 1]
+
+
+def test_a_row_that_comes_out_otherwise_is_refused_and_kept(here_only):
+    results_of(here_only, cells(0), options(here_only), print)
+    path = here_only / "results.jsonl"
+    path.write_text(path.read_text().replace('"accuracy": ', '"accuracy": 1'))
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match="1 rows differ"):
+        results_of(here_only, cells(0), options(here_only), print)
+    assert path.read_bytes() == before
+
+
+def test_rows_keep_the_order_of_the_cells(here_only):
+    results_of(here_only, cells(1), options(here_only), print)
+    rows = results_of(here_only, cells(0, 1), options(here_only), print)
+    assert [row["seed"] for row in rows] == [0, 1]
+
+
+def test_drawing_trains_nothing(here_only):
+    assert results_of(here_only, cells(0), options(here_only, "--draw"), print) == []
+    assert not (here_only / "runs").exists()
