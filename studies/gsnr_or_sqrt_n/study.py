@@ -9,10 +9,9 @@ import functools
 from pathlib import Path
 
 from saiopt.analysis.paired_plot import plot_differences
-from saiopt.lab.compare import plan
 from saiopt.lab.paired import Comparison, Row, compare_pairs, mean_metric
 from saiopt.lab.recipes import get_recipe
-from saiopt.lab.study import Cell, parser, results_of
+from saiopt.lab.study import Cell, parser, results_of, runs_of
 
 HERE = Path(__file__).parent
 RECIPES = ("gpt-stdlib", "vit-digits", "resnet-digits", "lora-pydoc", "ddpm-digits")
@@ -25,7 +24,7 @@ CONTROLS = {
 }
 
 
-def report(rows: list[Row]) -> None:
+def report(rows: list[Row], out: Path) -> None:
     """Print means and paired gains, count verdicts, draw the gains."""
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))
     for recipe in recipes:
@@ -43,10 +42,10 @@ def report(rows: list[Row]) -> None:
         verdicts = [c.verdict for c in found if c.control == control]
         counts = {kind: verdicts.count(kind) for kind in ("better", "worse", "open")}
         print(f"over {control}: {counts}")
-    draw(recipes, found)
+    draw(recipes, found, out)
 
 
-def draw(recipes: list[str], found: list[Comparison]) -> None:
+def draw(recipes: list[str], found: list[Comparison], out: Path) -> None:
     """Draw one panel per recipe, one line per control."""
     panels, intervals = {}, {}
     for recipe in recipes:
@@ -57,19 +56,16 @@ def draw(recipes: list[str], found: list[Comparison]) -> None:
             f"over {CONTROLS[c.control]}": (c.interval.mean, c.interval.half_width or 0)
             for c in mine
         }
-    paths = [HERE / f"gains.{suffix}" for suffix in ("png", "svg")]
+    paths = [out / f"gains.{suffix}" for suffix in ("png", "svg")]
     plot_differences(panels, intervals, paths)
 
 
 def main() -> None:
     """Run the study."""
-    options = parser(__doc__ or "", RECIPES, SEEDS, "runs/gsnr_or_sqrt_n").parse_args()
-    cells = [
-        Cell(run)
-        for name in options.recipes
-        for run in plan(get_recipe(name), ["sgdsai", *CONTROLS], options.seeds, {})
-    ]
-    report(results_of(HERE, cells, options, functools.partial(print, flush=True)))
+    options = parser(__doc__ or "", HERE, RECIPES, SEEDS).parse_args()
+    cells = [Cell(run) for run in runs_of(options, ["sgdsai", *CONTROLS])]
+    rows = results_of(cells, options, functools.partial(print, flush=True))
+    report(rows, options.out)
 
 
 if __name__ == "__main__":

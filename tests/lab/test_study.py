@@ -5,7 +5,7 @@ import pytest
 from saiopt.lab.recipe import override
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
-from saiopt.lab.study import Cell, parser, results_of, train_cell
+from saiopt.lab.study import Cell, parser, recipes_of, results_of, train_cell
 
 
 def cells(*seeds):
@@ -16,8 +16,9 @@ def cells(*seeds):
 
 
 def options(tmp_path, *arguments):
-    made = parser("A study.", ["resnet-digits"], [0], str(tmp_path / "runs"))
-    return made.parse_args(["--workers", "1", *arguments])
+    made = parser("A study.", tmp_path, ["resnet-digits"], [0])
+    runs = ["--runs-dir", str(tmp_path / "runs")]
+    return made.parse_args(["--workers", "1", *runs, *arguments])
 
 
 @pytest.fixture
@@ -38,9 +39,7 @@ def with_value(outcome):
 
 def test_cells_become_rows_that_name_what_was_trained(tmp_path):
     said = []
-    rows = results_of(
-        tmp_path, cells(0), options(tmp_path), said.append, extract=with_value
-    )
+    rows = results_of(cells(0), options(tmp_path), said.append, extract=with_value)
     row = json.loads((tmp_path / "results.jsonl").read_text())
     assert rows == [row]
     assert (row["recipe"], row["seed"]) == ("resnet-digits", 0)
@@ -53,32 +52,43 @@ def test_cells_become_rows_that_name_what_was_trained(tmp_path):
 
 
 def test_a_repetition_says_that_it_is_equal_and_changes_nothing(here_only):
-    results_of(here_only, cells(0, 1), options(here_only), print)
+    results_of(cells(0, 1), options(here_only), print)
     before = (here_only / "results.jsonl").read_bytes()
     said = []
     again = options(here_only, "--runs-dir", str(here_only / "others"))
-    rows = results_of(here_only, cells(1), again, said.append)
+    rows = results_of(cells(1), again, said.append)
     assert said[-1] == "1 of 1 repeated rows equal the committed ones"
     assert (here_only / "results.jsonl").read_bytes() == before
     assert [row["seed"] for row in rows] == [0, 1]
 
 
 def test_a_row_that_comes_out_otherwise_is_refused_and_kept(here_only):
-    results_of(here_only, cells(0), options(here_only), print)
+    results_of(cells(0), options(here_only), print)
     path = here_only / "results.jsonl"
     path.write_text(path.read_text().replace('"accuracy": ', '"accuracy": 1'))
     before = path.read_bytes()
     with pytest.raises(SystemExit, match="1 rows differ"):
-        results_of(here_only, cells(0), options(here_only), print)
+        results_of(cells(0), options(here_only), print)
     assert path.read_bytes() == before
 
 
 def test_rows_keep_the_order_of_the_cells(here_only):
-    results_of(here_only, cells(1), options(here_only), print)
-    rows = results_of(here_only, cells(0, 1), options(here_only), print)
+    results_of(cells(1), options(here_only), print)
+    rows = results_of(cells(0, 1), options(here_only), print)
     assert [row["seed"] for row in rows] == [0, 1]
 
 
 def test_drawing_trains_nothing(here_only):
-    assert results_of(here_only, cells(0), options(here_only, "--draw"), print) == []
+    assert results_of(cells(0), options(here_only, "--draw"), print) == []
     assert not (here_only / "runs").exists()
+
+
+def test_settings_need_a_folder_of_their_own(tmp_path):
+    (tmp_path / "study.py").touch()
+    with pytest.raises(SystemExit, match="out must name another folder"):
+        recipes_of(options(tmp_path, "--set", "steps=3"))
+    elsewhere = ("--out", str(tmp_path / "elsewhere"))
+    [recipe] = recipes_of(options(tmp_path, "--set", "steps=3", *elsewhere))
+    assert recipe.steps == 3
+    with pytest.raises(SystemExit, match="set must name one of"):
+        recipes_of(options(tmp_path, "--set", "stops=3", *elsewhere))

@@ -16,8 +16,10 @@ from typing import Any
 import torch
 
 from saiopt.lab.atomic import write_atomically, write_json
+from saiopt.lab.compare import plan
 from saiopt.lab.environment import environment
 from saiopt.lab.outcome import Outcome, carry_out
+from saiopt.lab.recipe import Recipe, override
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
 from saiopt.lab.task import Task, TaskConfig
@@ -69,35 +71,88 @@ def nothing_more(outcome: Outcome) -> Row:
 
 
 def parser(
-    description: str, recipes: Sequence[str], seeds: Sequence[int], runs_dir: str
+    description: str, folder: Path, recipes: Sequence[str], seeds: Sequence[int]
 ) -> argparse.ArgumentParser:
     """Build the command line that all studies share.
 
     Args:
         description: The script's docstring.
+        folder: Of the study.
         recipes: Default recipes.
         seeds: Default seeds.
-        runs_dir: Default folder of the runs.
 
     Returns:
-        A parser of ``recipes``, ``seeds``, ``steps``, ``runs_dir``, ``workers``,
+        A parser of ``recipes``, ``seeds``, ``set``, ``out``, ``runs_dir``, ``workers``,
         ``device`` and ``draw``.
     """
-    summary = description.splitlines()[0]
-    made = argparse.ArgumentParser(description=summary)
+    made = argparse.ArgumentParser(description=description.splitlines()[0])
     made.add_argument("--recipes", nargs="+", default=list(recipes), metavar="RECIPE")
     made.add_argument("--seeds", nargs="+", type=int, default=list(seeds), metavar="N")
-    made.add_argument("--runs-dir", type=Path, default=Path(runs_dir), metavar="PATH")
+    made.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="fields of recipes"
+    )
+    made.add_argument(
+        "--out", type=Path, default=folder, metavar="PATH", help="for rows and figures"
+    )
+    runs_dir = Path("runs") / folder.name
+    made.add_argument("--runs-dir", type=Path, default=runs_dir, metavar="PATH")
     made.add_argument("--workers", type=int, default=2, help="processes", metavar="N")
     made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
     made.add_argument(
-        "--draw", action="store_true", help="train nothing, take the committed rows"
+        "--draw",
+        action="store_true",
+        help="train nothing, take the rows that are there",
     )
     return made
 
 
+def recipes_of(options: argparse.Namespace) -> list[Recipe]:
+    """Return the recipes that a study's command line names, with its settings.
+
+    Args:
+        options: What the command line says.
+
+    Returns:
+        One recipe per name.
+
+    Raises:
+        SystemExit: If a setting is given without a folder for its rows, which are not
+            those of the study, or is wrong.
+    """
+    is_study = (options.out / "study.py").exists()
+    if options.set and is_study:
+        raise SystemExit("out must name another folder than the study's with set")
+    try:
+        settings = dict(pair.split("=", 1) for pair in options.set)
+        return [override(get_recipe(name), settings) for name in options.recipes]
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+
+def runs_of(options: argparse.Namespace, optimizers: Sequence[str]) -> list[Run]:
+    """List a study's runs at the recipes' learning rates.
+
+    Args:
+        options: What its command line says.
+        optimizers: Names.
+
+    Returns:
+        One run per recipe, seed and optimizer.
+
+    Raises:
+        SystemExit: If the command line is wrong, or a recipe lacks a learning rate.
+    """
+    try:
+        return [
+            run
+            for recipe in recipes_of(options)
+            for run in plan(recipe, optimizers, options.seeds, {})
+        ]
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+
 def results_of(
-    folder: Path,
     cells: Sequence[Cell],
     options: argparse.Namespace,
     say: Callable[[str], object],
@@ -109,9 +164,9 @@ def results_of(
     replaced, so that a repetition of some cells shows whether they come out the same.
 
     Args:
-        folder: Of the study; gets ``results.jsonl`` and ``environment.json``.
         cells: To train.
-        options: What the study's command line says.
+        options: What the study's command line says; ``out`` gets ``results.jsonl`` and
+            ``environment.json``.
         say: Told of every finished cell.
         extract: Adds to a row what its run's outcome holds; a module's function.
 
@@ -121,7 +176,7 @@ def results_of(
     Raises:
         SystemExit: If a row comes out otherwise than it is committed.
     """
-    table = _Table(folder, options.device)
+    table = _Table(options.out, options.device)
     if options.draw:
         return table.rows
     equal, differing = 0, 0
@@ -147,6 +202,7 @@ class _Table:
     """The committed rows of a study, written again whenever there is one more."""
 
     def __init__(self, folder: Path, device: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "results.jsonl"
         self._origin = folder / "environment.json"
         self._device = torch.device(device)

@@ -6,7 +6,7 @@ not fuse others (``enable_fp_fusion=False``): codes are rounded as in
 :mod:`saiopt.low_bit`, with which the hash and the codes here agree.
 """
 
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false
 # ruff: noqa: ANN001, ANN201, ANN202, N803, SIM108, SIM300
 
 from __future__ import annotations
