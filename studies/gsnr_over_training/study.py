@@ -36,6 +36,8 @@ OPTIMIZERS = ("sgdsai", "adamw")
 INTERVALS = 8
 CLOSE = math.log(1.1)
 ENOUGH = 0.95
+# Below √(n-1) g-SNR is the work of ε: the gradient is rounding noise.
+LEAST = 0.99
 DIGITS = 5
 MIN_FREEDOM = 4
 
@@ -68,7 +70,7 @@ def usable(row: Row) -> list[dict[str, Any]]:
             for step, value, zeros in zip(
                 block["step"], block["gsnr"], block["sparsity"], strict=True
             )
-            if value is not None and value > 0
+            if value is not None and value >= LEAST * math.sqrt(block["numel"] - 1)
         ]
         if block["numel"] > 1 and len(kept) > 1:
             steps, values, zeros = (list(column) for column in zip(*kept, strict=True))
