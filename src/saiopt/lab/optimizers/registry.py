@@ -41,6 +41,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         built_in.adam,
         {"betas": (0.9, 0.95), "eps": 1e-8},
         "as adamw, with coupled decay",
+        penalizes=True,
     ),
     "adafactor": OptimizerSpec(
         built_in.adafactor,
