@@ -39,7 +39,7 @@ CENTRES = {
         "lion": 0.0005,
         "muon": 0.01,
         "prodigy": 1.0,
-        "schedule-free-adamw": 0.005,
+        "schedule-free-adamw": 0.01,
     },
     "vit-digits": {
         "sgdsai": 0.05,
