@@ -17,9 +17,7 @@ class Classifier:
         fingerprint: Hash of the data.
     """
 
-    def __init__(
-        self, architecture: Callable[[], nn.Module], fingerprint: str
-    ) -> None:
+    def __init__(self, architecture: Callable[[], nn.Module], fingerprint: str) -> None:
         self._architecture = architecture
         self.fingerprint = fingerprint
 
