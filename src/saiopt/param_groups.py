@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,8 +32,24 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("model must have a parameter that requires a gradient")
-    decaying: list[Tensor] = [p for p in trainable if p.dim() >= 2]
-    others: list[Tensor] = [p for p in trainable if p.dim() < 2]
+    return split_by_decay(trainable, weight_decay)
+
+
+def split_by_decay(
+    params: Iterable[Tensor], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Split parameters into those that decay and those that do not.
+
+    Args:
+        params: those of at most one dimension do not decay.
+        weight_decay: λ >= 0 of the others.
+
+    Returns:
+        Param groups as those of :func:`decay_groups`.
+    """
+    decaying, others = [], []
+    for param in params:
+        (decaying if param.dim() >= 2 else others).append(param)
     groups = [
         {"params": decaying, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -7,20 +7,20 @@ results.jsonl, environment.json and the figure beside this file.
 import argparse
 import json
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from saiopt.analysis.sweep_plot import plot_sweep
-from saiopt.lab.environment import environment
 from saiopt.lab.outcome import carry_out
 from saiopt.lab.recipes import get_recipe
-from saiopt.lab.run import Run
+from saiopt.lab.run import Run, identity_hash
 
 HERE = Path(__file__).parent
+RESULTS, ENVIRONMENTS = HERE / "results.jsonl", HERE / "environment.json"
 CPU = torch.device("cpu")
 SEED = 0
 # Seven learning rates per optimizer, three per decade, centred by short runs.
@@ -31,6 +31,15 @@ CENTRES = {
         "adamw": 0.001,
         "sgd": 0.1,
         "sgdm-decoupled": 1.0,
+        "sgdsai-gsnr-max": 1.0,
+        "sgdsai-shuffled": 0.005,
+        "adam": 0.001,
+        "adam-mini": 0.001,
+        "adafactor": 0.05,
+        "lion": 0.0005,
+        "muon": 0.01,
+        "prodigy": 1.0,
+        "schedule-free-adamw": 0.01,
     },
     "vit-digits": {
         "sgdsai": 0.05,
@@ -38,6 +47,15 @@ CENTRES = {
         "adamw": 0.001,
         "sgd": 0.1,
         "sgdm-decoupled": 2.0,
+        "sgdsai-gsnr-max": 5.0,
+        "sgdsai-shuffled": 0.05,
+        "adam": 0.001,
+        "adam-mini": 0.001,
+        "adafactor": 0.05,
+        "lion": 0.0005,
+        "muon": 0.002,
+        "prodigy": 1.0,
+        "schedule-free-adamw": 0.002,
     },
     "resnet-digits": {
         "sgdsai": 0.05,
@@ -51,35 +69,80 @@ CENTRES = {
         "sgdsai-sqrt-numel": 0.005,
         "adamw": 0.005,
         "sgd": 0.1,
+        "sgdm-decoupled": 0.2,
+        "scaled-gd": 0.02,
+        "scaled-adamw": 0.005,
+    },
+    "ddpm-digits": {
+        "sgdsai": 0.02,
+        "sgdsai-sqrt-numel": 0.02,
+        "adamw": 0.005,
+        "sgd": 0.1,
         "sgdm-decoupled": 0.5,
     },
+    "lora-ddpm-digits": {
+        "sgdsai": 1.0,
+        "sgdsai-sqrt-numel": 1.0,
+        "adamw": 0.02,
+        "sgd": 2.0,
+        "sgdm-decoupled": 10.0,
+        "scaled-gd": 1.0,
+        "scaled-adamw": 0.02,
+    },
+}
+# Values that all grids of a recipe have grown by, below and above the seven.
+GROWN: dict[str, tuple[int, int]] = {}
+COLUMNS = {
+    "SGD-SaI and its controls": [
+        "sgdsai",
+        "sgdsai-sqrt-numel",
+        "sgdsai-gsnr-max",
+        "sgdsai-shuffled",
+        "sgdm-decoupled",
+    ],
+    "others without second moments": ["sgd", "lion", "muon", "scaled-gd"],
+    "with second moments": [
+        "adamw",
+        "adam",
+        "adam-mini",
+        "adafactor",
+        "prodigy",
+        "schedule-free-adamw",
+        "scaled-adamw",
+    ],
 }
 SERIES = (1.0, 2.0, 5.0)
 
 
-def grid(centre: float) -> list[float]:
-    """Return the seven values of the 1-2-5 series around one of its members."""
+Cell: TypeAlias = tuple[str, str, float]
+
+
+def grid(centre: float, below: int = 0, above: int = 0) -> list[float]:
+    """Return seven values of the 1-2-5 series around one of its members, and more."""
     series = [
         float(f"{digit:.0f}e{power}") for power in range(-8, 4) for digit in SERIES
     ]
     middle = series.index(centre)
-    return series[middle - 3 : middle + 4]
+    return series[middle - 3 - below : middle + 4 + above]
 
 
-def cells(recipes: list[str]) -> Iterator[tuple[str, str, float]]:
-    """Yield recipe, optimizer and learning rate of every cell."""
-    for recipe in recipes:
-        for optimizer, centre in CENTRES[recipe].items():
-            for lr in grid(centre):
+def cells() -> Iterator[Cell]:
+    """Yield recipe, optimizer and learning rate of every cell of the study."""
+    for recipe, centres in CENTRES.items():
+        for optimizer, centre in centres.items():
+            for lr in grid(centre, *GROWN.get(recipe, (0, 0))):
                 yield recipe, optimizer, lr
 
 
-def train_cell(recipe: str, optimizer: str, lr: float, runs: Path) -> dict[str, Any]:
-    """Train one cell and return its row."""
+def train_cell(
+    recipe: str, optimizer: str, lr: float, runs: Path
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Train one cell and return its row and where it was trained."""
     torch.set_num_threads(1)
     run = Run(get_recipe(recipe), optimizer, lr, SEED)
     outcome = carry_out(run, run.recipe.task.load(), runs, CPU, lambda _: None)
-    return {
+    origin = json.loads((runs / outcome.folder / "environment.json").read_text())
+    row = {
         "recipe": recipe,
         "optimizer": optimizer,
         "lr": lr,
@@ -89,39 +152,48 @@ def train_cell(recipe: str, optimizer: str, lr: float, runs: Path) -> dict[str, 
         "step": outcome.result["step"],
         **outcome.result["metrics"],
         "run": outcome.folder,
+        "seconds": outcome.result["total_seconds"],
+        "environment": identity_hash(origin),
     }
+    return row, origin
 
 
-def train_all(recipes: list[str], runs: Path, workers: int) -> list[dict[str, Any]]:
-    """Train all cells in worker processes of one thread each."""
+def train_all(wanted: Sequence[Cell], runs: Path, workers: int) -> None:
+    """Train cells in worker processes of one thread each and keep their rows."""
     context = multiprocessing.get_context("spawn")
-    wanted = list(cells(recipes))
-    rows: dict[tuple[str, str, float], dict[str, Any]] = {}
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = {pool.submit(train_cell, *cell, runs): cell for cell in wanted}
-        for job in as_completed(jobs):
-            rows[jobs[job]] = job.result()
-            print(f"{len(rows)}/{len(wanted)}", json.dumps(job.result()), flush=True)
-    return [rows[cell] for cell in wanted]
+        jobs = [pool.submit(train_cell, *cell, runs) for cell in wanted]
+        for done, job in enumerate(as_completed(jobs), start=1):
+            row, origin = job.result()
+            keep(row, origin)
+            print(f"{done}/{len(wanted)}", json.dumps(row), flush=True)
 
 
-def keep(rows: list[dict[str, Any]], where: dict[str, Any]) -> list[dict[str, Any]]:
-    """Write rows beside those of the recipes that were not trained; return all."""
-    results, origin = HERE / "results.jsonl", HERE / "environment.json"
-    old = [json.loads(line) for line in results.read_text().splitlines()]
-    old = [row for row in old if row["recipe"] in CENTRES.keys() - where.keys()]
-    order = list(CENTRES)
-    rows = sorted(old + rows, key=lambda row: order.index(row["recipe"]))
-    results.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    where = {**json.loads(origin.read_text()), **where}
-    origin.write_text(
-        json.dumps({name: where[name] for name in order}, indent=2) + "\n"
-    )
-    return rows
+def read_rows() -> list[dict[str, Any]]:
+    """Return the rows that there are, apart from those of cells given up."""
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    wanted = set(cells())
+    return [row for row in rows if cell_of(row) in wanted]
+
+
+def cell_of(row: dict[str, Any]) -> Cell:
+    """Return the cell that a row is the result of."""
+    return row["recipe"], row["optimizer"], row["lr"]
+
+
+def keep(row: dict[str, Any], origin: dict[str, Any]) -> None:
+    """Write a row in its place among the others, and where it was trained."""
+    rows = {cell_of(old): old for old in read_rows()} | {cell_of(row): row}
+    kept = [rows[cell] for cell in cells() if cell in rows]
+    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    known = json.loads(ENVIRONMENTS.read_text()) | {row["environment"]: origin}
+    used = dict.fromkeys(row["environment"] for row in kept)
+    text = json.dumps({name: known[name] for name in used}, indent=2)
+    ENVIRONMENTS.write_text(text + "\n")
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    """Print the best cell of every grid, draw all grids."""
+    """Print the best cell of every grid and the time it took, draw all grids."""
     panels: dict[str, dict[str, list[tuple[float, float | None]]]] = {}
     for row in rows:
         metric = get_recipe(row["recipe"]).metric.name
@@ -129,36 +201,56 @@ def report(rows: list[dict[str, Any]]) -> None:
         curves.setdefault(row["optimizer"], []).append((row["lr"], row.get(metric)))
     metrics = {name: get_recipe(name).metric for name in panels}
     for recipe, curves in panels.items():
-        pick = max if metrics[recipe].higher_is_better else min
         for optimizer, points in curves.items():
-            finite = [point for point in points if point[1] is not None]
-            best = pick(finite, key=lambda point: point[1])
-            border = best[0] in {points[0][0], points[-1][0]}
-            note = "  AT THE BORDER" if border else ""
-            print(f"{recipe:16} {optimizer:18} {best[0]:g} {best[1]:.4f}{note}")
+            best = best_of(points, metrics[recipe].higher_is_better)
+            print(f"{recipe:16} {optimizer:19} {best}")
+        spent = [row.get("seconds") for row in rows if row["recipe"] == recipe]
+        timed = [seconds for seconds in spent if seconds is not None]
+        print(f"{recipe:16} {sum(timed) / 60:.0f} min, {len(timed)} cells timed")
     plot_sweep(
         panels,
         {name: metric.label for name, metric in metrics.items()},
         {name: metric.higher_is_better for name, metric in metrics.items()},
         [HERE / "learning_rates.png", HERE / "learning_rates.svg"],
+        COLUMNS,
     )
+
+
+def best_of(
+    points: Sequence[tuple[float, float | None]], higher_is_better: bool
+) -> str:
+    """Say which learning rate of a grid is best, and whether it is at the border."""
+    finite = [(lr, value) for lr, value in points if value is not None]
+    if not finite:
+        return "all diverged"
+    pick = max if higher_is_better else min
+    lr, value = pick(finite, key=lambda point: point[1])
+    border = lr in {points[0][0], points[-1][0]}
+    return f"{lr:g} {value:.4f}" + ("  AT THE BORDER" if border else "")
 
 
 def main() -> None:
     """Run the study."""
+    names = list(dict.fromkeys(name for grids in CENTRES.values() for name in grids))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipes", nargs="+", default=list(CENTRES), choices=CENTRES)
+    parser.add_argument("--optimizers", nargs="+", default=names, choices=names)
+    parser.add_argument(
+        "--missing", action="store_true", help="only train cells that have no row yet"
+    )
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/learning_rates"))
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    rows = train_all(arguments.recipes, arguments.runs_dir, arguments.workers)
-    torch.set_num_threads(1)
-    where = {
-        name: environment(CPU, get_recipe(name).task.load().fingerprint)
-        for name in arguments.recipes
-    }
-    rows = keep(rows, where)
-    report(rows)
+    there = {cell_of(row) for row in read_rows()} if arguments.missing else set()
+    wanted = [
+        cell
+        for cell in cells()
+        if cell[0] in arguments.recipes
+        and cell[1] in arguments.optimizers
+        and cell not in there
+    ]
+    train_all(wanted, arguments.runs_dir, arguments.workers)
+    report(read_rows())
 
 
 if __name__ == "__main__":

@@ -66,3 +66,13 @@ def test_a_sweep_draws_one_panel_per_recipe(tmp_path: Path) -> None:
     drawing = (tmp_path / "sweep.svg").read_text()
     assert "gpt" in drawing
     assert "vit" in drawing
+
+
+def test_a_sweep_of_many_optimizers_draws_each_in_its_column(tmp_path: Path) -> None:
+    names = [f"rival-{i}" for i in range(9)]
+    grids = {name: [(0.1, 3.0), (0.2, 2.0 + i)] for i, name in enumerate(names)}
+    columns = {"first": names[:4], "second": names[4:]}
+    for path, chosen in ((tmp_path / "one.svg", None), (tmp_path / "two.svg", columns)):
+        plot_sweep({"gpt": grids}, {"gpt": "loss"}, {"gpt": False}, [path], chosen)
+        assert all(name in path.read_text() for name in names)
+    assert "second" in (tmp_path / "two.svg").read_text()

@@ -51,6 +51,12 @@ def test_the_decay_per_step_is_the_recipes_at_every_learning_rate(tiny: Recipe) 
         assert run.lr * run.weight_decay == pytest.approx(tiny.decay_per_step)
 
 
+def test_adam_has_no_decay_where_none_is_given(tiny: Recipe) -> None:
+    # No λ of an L2 penalty that Adam normalises decays a weight by a given share.
+    assert Run(tiny, "adam", 0.01, 0).weight_decay == 0
+    assert Run(tiny, "adam", 0.01, 0, fixed_weight_decay=0.5).weight_decay == 0.5
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

@@ -51,9 +51,14 @@ class Run:
 
     @property
     def weight_decay(self) -> float:
-        """The fixed λ, else the one whose decay per step, η·λ, is the recipe's."""
+        """The fixed λ, else the one whose decay per step, η·λ, is the recipe's.
+
+        It is 0 for an optimizer of which no λ has a decay per step.
+        """
         if self.fixed_weight_decay is not None:
             return self.fixed_weight_decay
+        if get_optimizer(self.optimizer).penalizes:
+            return 0.0
         return self.recipe.decay_per_step / self.lr
 
     @property

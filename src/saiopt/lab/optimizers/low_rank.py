@@ -1,17 +1,19 @@
 """Scaled gradient descent and scaled AdamW for LoRA's factors."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, overload
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from saiopt.lab.optimizers.stepping import Stepping
+
 Pair = tuple[Tensor, Tensor]
 
 
-class ScaledGD(Optimizer):
+class ScaledGD(Stepping):
     """Gradient descent on W₀ + BA that moves the product at a rate of its own.
 
         A ← A - η (BᵀB + δI)⁻¹ ∇A
@@ -44,26 +46,7 @@ class ScaledGD(Optimizer):
         defaults = {"lr": lr, "weight_decay": weight_decay, "delta": delta, **options}
         super().__init__(factors, defaults)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform one step.
-
-        Args:
-            closure: Reevaluates the model and returns the loss.
-
-        Returns:
-            The closure's loss, or None.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _update(self) -> None:
         for group in self.param_groups:
             factors = group["params"]
             for a, b in zip(factors[::2], factors[1::2], strict=True):
@@ -71,11 +54,10 @@ class ScaledGD(Optimizer):
                     continue
                 directions = precondition(a, b, (a.grad, b.grad), group["delta"])
                 for factor, direction in zip((a, b), directions, strict=True):
-                    self._update(factor, direction, group)
+                    self._move(factor, direction, group)
                     factor.mul_(1 - group["lr"] * group["weight_decay"])
-        return loss
 
-    def _update(self, factor: Tensor, direction: Tensor, group: dict[str, Any]) -> None:
+    def _move(self, factor: Tensor, direction: Tensor, group: dict[str, Any]) -> None:
         factor.add_(direction, alpha=-group["lr"])
 
 
@@ -107,7 +89,7 @@ class ScaledAdamW(ScaledGD):
     ) -> None:
         super().__init__(pairs, lr, weight_decay, delta, betas=betas, eps=eps)
 
-    def _update(self, factor: Tensor, direction: Tensor, group: dict[str, Any]) -> None:
+    def _move(self, factor: Tensor, direction: Tensor, group: dict[str, Any]) -> None:
         state = self.state[factor]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)

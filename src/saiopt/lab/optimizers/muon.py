@@ -1,17 +1,19 @@
 """Muon for hidden matrices, AdamW for everything else."""
 
-from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from saiopt.lab.optimizers.stepping import Stepping
+from saiopt.param_groups import split_by_decay
+
 # Names of output layers in transformers, diffusers and torchvision.
 _HEADS = frozenset({"lm_head", "classifier", "score", "head", "fc"})
 
 
-class MuonWithAdamW(Optimizer):
+class MuonWithAdamW(Stepping):
     """Step hidden matrices with Muon and the other parameters with AdamW.
 
     Muon: m = μ m + (1-μ) g, then θ = (1 - ηλ) θ - 0.2 η √max(rows, columns) · O, where
@@ -55,32 +57,12 @@ class MuonWithAdamW(Optimizer):
         groups = [group for part in self._parts for group in part.param_groups]
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay})
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform one step of both.
-
-        Args:
-            closure: Reevaluates the model and returns the loss.
-
-        Returns:
-            The closure's loss, or None.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _update(self) -> None:
         # Loading a state_dict replaces these objects, so that they are shared here.
         shares = (self.param_groups[:1], self.param_groups[1:])
         for part, groups in zip(self._parts, shares, strict=False):
             part.param_groups, part.state = groups, self.state
             part.step()
-        return loss
 
 
 def muon(
@@ -115,11 +97,7 @@ def muon(
         raise ValueError("model must have hidden matrices for muon, got none")
     chosen = set(hidden)
     rest = [p for p in model.parameters() if p.requires_grad and p not in chosen]
-    others = [
-        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    others = [group for group in others if group["params"]]
+    others = split_by_decay(rest, weight_decay)
     return MuonWithAdamW(hidden, others, lr, weight_decay, momentum, betas, eps)
 
 

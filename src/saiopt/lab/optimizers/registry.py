@@ -3,7 +3,8 @@
 from torch import nn
 from torch.optim import Optimizer
 
-from saiopt.lab.optimizers import built_in, low_rank, muon, packaged, scaled_once
+from saiopt.lab.optimizers import adam_mini, low_rank, muon, scaled_once
+from saiopt.lab.optimizers.grouped import grouped, sgd
 from saiopt.lab.optimizers.spec import OptimizerSpec
 
 _RELEASE = "defaults of the authors' release 1.0.3"
@@ -28,8 +29,10 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         for suffix, name in (("bf16", "bfloat16"), ("int8", "int8"), ("int4", "int4"))
     },
     "sgdm-decoupled": _sai("none", "as sgdsai, with every scale 1"),
-    "adamw": OptimizerSpec(built_in.adamw, {"betas": (0.9, 0.95), "eps": 1e-8}, _GPT3),
-    "sgd": OptimizerSpec(built_in.sgd, {"momentum": 0.9}, "the usual momentum"),
+    "adamw": OptimizerSpec(
+        grouped("torch.optim", "AdamW"), {"betas": (0.9, 0.95), "eps": 1e-8}, _GPT3
+    ),
+    "sgd": OptimizerSpec(sgd, {"momentum": 0.9}, "the usual momentum"),
     "sgdsai-gsnr-max": _sai("gsnr_max", "Xu et al. 2024, Algorithm 1"),
     "sgdsai-shuffled": OptimizerSpec(
         scaled_once.shuffled,
@@ -38,12 +41,14 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         seeded=True,
     ),
     "adam": OptimizerSpec(
-        built_in.adam,
+        grouped("torch.optim", "Adam"),
         {"betas": (0.9, 0.95), "eps": 1e-8},
-        "as adamw, with coupled decay",
+        "as adamw, with coupled decay, none unless it is given",
+        penalizes=True,
     ),
+    # Its step is relative to the size of the weights, and η is at most 1/√t.
     "adafactor": OptimizerSpec(
-        built_in.adafactor,
+        grouped("torch.optim", "Adafactor"),
         {"beta2_decay": -0.8, "d": 1.0},
         "Shazeer and Stern 2018, section 9, without first moment",
     ),
@@ -53,25 +58,27 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         "Jordan et al. 2024; update size of Liu et al. 2025, section 2.2",
     ),
     "lion": OptimizerSpec(
-        packaged.lion,
+        grouped("lion_pytorch", "Lion"),
         {"betas": (0.9, 0.99)},
         "Chen et al. 2023, Algorithm 2",
         package="lion-pytorch",
     ),
+    # A step decays a weight by d·η·λ, where d is what Prodigy estimates.
     "prodigy": OptimizerSpec(
-        packaged.prodigy,
+        grouped("prodigyopt", "Prodigy"),
         {"betas": (0.9, 0.999), "eps": 1e-8},
         "defaults of its authors' package",
         package="prodigyopt",
     ),
     "adam-mini": OptimizerSpec(
-        packaged.adam_mini,
+        adam_mini.adam_mini,
         {"betas": (0.9, 0.95), "eps": 1e-8},
         "as adamw",
         package="adam-mini",
     ),
+    # Evaluates an average; what decays is where the gradients are taken.
     "schedule-free-adamw": OptimizerSpec(
-        packaged.schedule_free_adamw,
+        grouped("schedulefree", "AdamWScheduleFree"),
         {"betas": (0.9, 0.95), "eps": 1e-8},
         "β₁ of its authors' package, β₂ as adamw; the learning rate stays constant",
         package="schedulefree",

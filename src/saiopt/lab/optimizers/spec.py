@@ -22,6 +22,8 @@ class OptimizerSpec:
         package: Distribution whose version is part of a run's identity.
         schedule: Instead of the recipe's, where the method prescribes its own.
         seeded: Whether ``build`` also takes the run's ``seed``.
+        penalizes: Whether λ is a penalty that the optimizer normalises. Then no λ gives
+            a decay per step, and a run without a λ of its own has none.
     """
 
     build: Callable[..., Optimizer]
@@ -31,3 +33,4 @@ class OptimizerSpec:
     package: str | None = None
     schedule: str | None = None
     seeded: bool = False
+    penalizes: bool = False

@@ -3,14 +3,15 @@
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from saiopt.lab.digits import read_digits, shuffled_rows
 from saiopt.lab.task import Batch
+from saiopt.lab.tasks.classifier import Classifier
 
 
-class DigitClassifier:
+class DigitClassifier(Classifier):
     """Name the digit in an image of 8x8 pixels.
 
     Args:
@@ -19,21 +20,8 @@ class DigitClassifier:
     """
 
     def __init__(self, architecture: Callable[[], nn.Module]) -> None:
-        self._architecture = architecture
         self._digits = read_digits()
-        self.fingerprint = self._digits.fingerprint
-
-    def build_model(self, seed: int) -> nn.Module:
-        """Build the architecture.
-
-        Args:
-            seed: Of the initial weights.
-
-        Returns:
-            The model on the CPU.
-        """
-        torch.manual_seed(seed)
-        return self._architecture()
+        super().__init__(architecture, self._digits.fingerprint)
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """Take images in a new random order every epoch; an epoch drops its rest.
@@ -54,19 +42,6 @@ class DigitClassifier:
         rows = shuffled_rows(len(digits.labels), size, seed, step)
         return {"images": digits.images[rows], "labels": digits.labels[rows]}
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of the labels.
-
-        Args:
-            model: From :meth:`build_model`.
-            batch: From :meth:`batch`.
-
-        Returns:
-            A 0-d tensor in nats.
-        """
-        logits = model(pixel_values=batch["images"]).logits
-        return cross_entropy(logits, batch["labels"])
-
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return accuracy and loss on the held-out images.
@@ -80,7 +55,7 @@ class DigitClassifier:
         device = next(model.parameters()).device
         labels = self._digits.held_out_labels.to(device)
         images = self._digits.held_out_images.to(device)
-        logits = model(pixel_values=images).logits
+        logits = self._logits(model, images)
         accuracy = (logits.argmax(dim=1) == labels).double().mean()
         return {
             "accuracy": accuracy.item(),

@@ -13,6 +13,7 @@ from saiopt.lab.augmentation import centre_crop, crop_and_flip, random_resized_c
 from saiopt.lab.digits import shuffled_rows
 from saiopt.lab.draws import generator
 from saiopt.lab.task import Batch
+from saiopt.lab.tasks.classifier import Classifier
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -123,7 +124,7 @@ class LargeImages:
             yield _decoded(decode, rows.tolist())
 
 
-class ImageClassifier:
+class ImageClassifier(Classifier):
     """Name the class of an image.
 
     Args:
@@ -142,23 +143,11 @@ class ImageClassifier:
         std: Iterable[float],
         fingerprint: str,
     ) -> None:
-        self._architecture, self._images = architecture, images
+        super().__init__(architecture, fingerprint)
+        self._images = images
         self._mean, self._std = (
             torch.tensor(list(values)).view(3, 1, 1) for values in (mean, std)
         )
-        self.fingerprint = fingerprint
-
-    def build_model(self, seed: int) -> nn.Module:
-        """Build the architecture.
-
-        Args:
-            seed: Of the initial weights.
-
-        Returns:
-            The model on the CPU.
-        """
-        torch.manual_seed(seed)
-        return self._architecture()
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """Take images in a new random order every epoch, augmented anew.
@@ -178,18 +167,6 @@ class ImageClassifier:
         rows = shuffled_rows(len(self._images), size, seed, step)
         images, labels = self._images.training(rows, (seed, step, _AUGMENTATION_KEY))
         return {"images": images, "labels": labels}
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean cross-entropy of the labels.
-
-        Args:
-            model: From :meth:`build_model`.
-            batch: From :meth:`batch`.
-
-        Returns:
-            A 0-d tensor in nats.
-        """
-        return cross_entropy(self._logits(model, batch["images"]), batch["labels"])
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -213,7 +190,7 @@ class ImageClassifier:
 
     def _logits(self, model: nn.Module, images: Tensor) -> Tensor:
         mean, std = (t.to(images.device) for t in (self._mean, self._std))
-        return model(pixel_values=(images.float() / 255 - mean) / std).logits
+        return super()._logits(model, (images.float() / 255 - mean) / std)
 
 
 def _in_memory(table: "Dataset", image: str, label: str) -> tuple[Tensor, Tensor]:
