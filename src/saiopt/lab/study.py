@@ -157,6 +157,8 @@ def results_of(
     options: argparse.Namespace,
     say: Callable[[str], object],
     extract: Extract = nothing_more,
+    *,
+    only_missing: bool = False,
 ) -> list[Row]:
     """Train the cells of a study, or read its committed rows, and return all rows.
 
@@ -169,6 +171,7 @@ def results_of(
             ``environment.json``.
         say: Told of every finished cell.
         extract: Adds to a row what its run's outcome holds; a module's function.
+        only_missing: Leave cells alone that have a row.
 
     Returns:
         All rows that the study has by now.
@@ -179,6 +182,8 @@ def results_of(
     table = _Table(options.out, options.device)
     if options.draw:
         return table.rows
+    if only_missing:
+        cells = [cell for cell in cells if table.find(cell.key) is None]
     equal, differing = 0, 0
     for count, row in enumerate(_trained(cells, options, extract), 1):
         committed = table.find(row)

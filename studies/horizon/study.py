@@ -1,0 +1,178 @@
+"""When does SGD-SaI catch up with AdamW?
+
+Trains eight optimizers at three horizons, going on where it was stopped, and writes
+results.jsonl, environment.json and the figure beside this file. README.md says the
+question, the rule and the answer.
+"""
+
+import dataclasses
+import functools
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from saiopt.analysis.horizon_plot import plot_horizons
+from saiopt.lab.intervals import estimate
+from saiopt.lab.paired import Comparison, Row, metric_of
+from saiopt.lab.recipes import get_recipe
+from saiopt.lab.run import Run
+from saiopt.lab.study import Cell, parser, results_of, runs_of
+
+HERE = Path(__file__).parent
+RECIPES = ("gpt-stdlib", "vit-digits")
+SEEDS = (1, 2, 3)
+TUNING_SEED = 0
+OPTIMIZERS = (
+    "sgdsai",
+    "sgdm-decoupled",
+    "adamw",
+    "adam-mini",
+    "muon",
+    "lion",
+    "prodigy",
+    "schedule-free-adamw",
+)
+HORIZONS = (0.5, 1.0, 2.0)
+FACTORS_AT_TWICE = (0.5, 1.0, 2.0)
+UNCLIPPED = ("sgdsai", "sgdm-decoupled", "adamw")
+FACTORS_UNCLIPPED = (0.25, 0.5, 1.0)
+# A setting of the study: horizon, and whether gradients are clipped.
+Setting = tuple[float, bool]
+CLIPPED: tuple[Setting, ...] = tuple((horizon, True) for horizon in HORIZONS)
+WITHOUT: Setting = (1.0, False)
+
+
+def cell(run: Run, setting: Setting, factor: float, seed: int) -> Cell:
+    """Return a run at another horizon, learning rate and seed."""
+    horizon, clipped = setting
+    recipe = dataclasses.replace(
+        run.recipe,
+        steps=round(run.recipe.steps * horizon),
+        clip_norm=run.recipe.clip_norm if clipped else 0.0,
+    )
+    lr = float(f"{run.lr * factor:.6g}")
+    labels = {"horizon": horizon, "clipped": int(clipped), "lr_factor": factor}
+    return Cell(Run(recipe, run.optimizer, lr, seed), labels)
+
+
+def tuned(run: Run, setting: Setting) -> Sequence[float]:
+    """Return the factors of the learning rate that a setting chooses from."""
+    if not setting[1]:
+        return FACTORS_UNCLIPPED
+    return FACTORS_AT_TWICE if setting[0] == max(HORIZONS) else (1.0,)
+
+
+def settings(run: Run) -> Iterator[Setting]:
+    """Yield what an optimizer is trained at."""
+    yield from CLIPPED
+    if run.optimizer in UNCLIPPED:
+        yield WITHOUT
+
+
+def tuning_cells(runs: Sequence[Run]) -> Iterator[Cell]:
+    """Yield the cells that choose learning rates."""
+    for run in runs:
+        for setting in settings(run):
+            factors = tuned(run, setting)
+            for factor in factors if len(factors) > 1 else ():
+                yield cell(run, setting, factor, TUNING_SEED)
+
+
+def best_factor(rows: Sequence[Row], run: Run, setting: Setting) -> float:
+    """Return the factor that was best on the tuning seed."""
+    factors = tuned(run, setting)
+    if len(factors) == 1:
+        return factors[0]
+    found = {
+        row["labels"]["lr_factor"]: metric_of(row)
+        for row in rows
+        if of_setting(row, run.recipe.name, run.optimizer, setting)
+        and row["seed"] == TUNING_SEED
+    }
+    finite = {factor: value for factor, value in found.items() if value is not None}
+    higher = run.recipe.metric.higher_is_better
+    return (max if higher else min)(finite, key=finite.__getitem__)
+
+
+def of_setting(row: Row, recipe: str, optimizer: str, setting: Setting) -> bool:
+    """Tell whether a row belongs to a setting."""
+    labels = row["labels"]
+    held = (row["recipe"], row["optimizer"], labels["horizon"], labels["clipped"])
+    return held == (recipe, optimizer, setting[0], int(setting[1]))
+
+
+def by_seed(
+    rows: Sequence[Row], recipe: str, optimizer: str, setting: Setting
+) -> dict[int, float]:
+    """Return the metric by seed, without the tuning seed's."""
+    return {
+        row["seed"]: value
+        for row in rows
+        if of_setting(row, recipe, optimizer, setting) and row["seed"] != TUNING_SEED
+        if (value := metric_of(row)) is not None
+    }
+
+
+def gain(recipe: str, ours: dict[int, float], theirs: dict[int, float]) -> str:
+    """Say by how much one is better than the other, seed by seed."""
+    sign = 1 if get_recipe(recipe).metric.higher_is_better else -1
+    gains = [sign * (ours[s] - theirs[s]) for s in sorted(ours.keys() & theirs.keys())]
+    return str(Comparison(recipe, "", "", gains))
+
+
+def report(rows: list[Row], out: Path) -> None:
+    """Print the table and the paired gains; draw all optimizers over the horizons."""
+    panels: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    recipes = list(dict.fromkeys(row["recipe"] for row in rows))
+    for recipe in recipes:
+        for optimizer in OPTIMIZERS:
+            points = []
+            for setting in CLIPPED:
+                values = list(by_seed(rows, recipe, optimizer, setting).values())
+                if values:
+                    found = estimate(values)
+                    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                    steps = setting[0] * get_recipe(recipe).steps
+                    points.append((steps, found.mean, spread))
+            panels.setdefault(recipe, {})[optimizer] = points
+            line = "  ".join(f"{mean:.4f} ± {spread:.4f}" for _, mean, spread in points)
+            print(f"{recipe:<12}{optimizer:<21}{line}")
+        values = functools.partial(by_seed, rows, recipe)
+        for setting in CLIPPED:
+            found = gain(recipe, values("sgdsai", setting), values("adamw", setting))
+            print(f"{recipe:<12}sgdsai over adamw at {setting[0]:g}: {found}")
+        for longer, shorter in ((1, 0), (2, 1)):
+            ours, theirs = CLIPPED[longer], CLIPPED[shorter]
+            found = gain(recipe, values("sgdsai", ours), values("adamw", theirs))
+            print(
+                f"{recipe:<12}sgdsai at {ours[0]:g} over adamw at {theirs[0]:g}: "
+                f"{found}"
+            )
+        for optimizer in UNCLIPPED:
+            clipped = values(optimizer, (1.0, True))
+            found = gain(recipe, clipped, values(optimizer, WITHOUT))
+            print(f"{recipe:<12}clipping, {optimizer}: {found}")
+    plot_horizons(
+        panels,
+        {recipe: get_recipe(recipe).metric.label for recipe in recipes},
+        [out / f"horizons.{suffix}" for suffix in ("png", "svg")],
+    )
+
+
+def main() -> None:
+    """Run the study."""
+    options = parser(__doc__ or "", HERE, RECIPES, SEEDS).parse_args()
+    say = functools.partial(print, flush=True)
+    runs = [run for run in runs_of(options, OPTIMIZERS) if run.seed == options.seeds[0]]
+    rows = results_of(list(tuning_cells(runs)), options, say, only_missing=True)
+    cells = [
+        cell(run, setting, best_factor(rows, run, setting), seed)
+        for run in runs
+        for setting in settings(run)
+        for seed in options.seeds
+    ]
+    report(results_of(cells, options, say), options.out)
+
+
+if __name__ == "__main__":
+    main()
