@@ -13,6 +13,10 @@ from saiopt.cli import main
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
+        ("lr resnet-digit", "recipe must be one of .* got resnet-digit"),
+        ("lr resnet-digits --known nosuch", "optimizer must be one of .* got nosuch"),
+        ("lr resnet-digits --known-lr 0", "known_lr must be positive .* got 0.0"),
+        ("lr resnet-digits --gradients 0", "gradients must be at least 1, got 0"),
         ("memory", "models must name at least one, got none"),
         ("memory gpt9", "model must be one of gpt2, .* got gpt9"),
         ("memory gpt2 --shards 0", "shards must be >= 1, got 0"),
@@ -69,3 +73,15 @@ def test_bench_prints_json_and_writes_rows_and_picture(capsys, tmp_path):
     with rows.open() as file:
         assert [r["optimizer"] for r in csv.DictReader(file)] == ["SGDM loop"]
     assert bars.read_bytes().startswith(b"\x89PNG")
+
+
+def test_lr_proposes_a_learning_rate_and_names_the_swept_one(capsys):
+    command = "lr resnet-digits --gradients 1 --known-lr 0.001 --threads 1"
+    assert main(command.split()) == 0
+    printed = capsys.readouterr().out
+    assert "adamw at lr 0.001 first moves an entry of resnet-digits" in printed
+    assert "The best of a sweep was 0.01" in printed
+    assert main([*command.split(), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["swept_lr"] == 0.01
+    assert f"lr = {found['lr']:.2g}" in printed

@@ -9,6 +9,7 @@ import tyro
 from saiopt.cli.bench import Bench
 from saiopt.cli.compare import Compare
 from saiopt.cli.gsnr import Gsnr
+from saiopt.cli.lr import Lr
 from saiopt.cli.memory import Memory
 from saiopt.cli.noise import Noise
 from saiopt.cli.recipes import Recipes
@@ -22,6 +23,7 @@ _COMMANDS = {
     "train": Train,
     "sweep": Sweep,
     "gsnr": Gsnr,
+    "lr": Lr,
     "report": Report,
     "recipes": Recipes,
     "noise": Noise,

@@ -33,36 +33,25 @@ _OF_THE_RECIPE = "(default: the recipe's)"
 
 
 @dataclasses.dataclass(frozen=True)
-class Training:
-    """Train.
+class Choice:
+    """Choose a recipe and a machine.
 
     Args:
         recipe: A name that 'saiopt recipes' lists.
-        steps: Optimizer steps.
         set: Fields of the recipe, such as clip_norm=0.5 or task.n_layer=2.
-        runs_dir: Keeps the runs: a finished one is reused, an interrupted one goes on.
         device: Where to train.
-        strategy: How processes that torchrun starts share a model.
         threads: CPU threads; a run's last bits depend on them.
         json: Print JSON only; progress goes to stderr.
     """
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE", help_behavior_hint="")]
-    steps: Annotated[
-        int | None, arg(metavar="N", help_behavior_hint=_OF_THE_RECIPE)
-    ] = None
     set: Annotated[
         tuple[str, ...],
         arg(metavar="NAME=VALUE ...", help_behavior_hint=_OF_THE_RECIPE),
     ] = ()
-    runs_dir: Annotated[Path, arg(metavar="FOLDER")] = Path("runs")
     device: Annotated[
         Literal["cpu", "cuda"] | None,
         arg(metavar="cpu|cuda", help_behavior_hint="(default: cuda if there is one)"),
-    ] = None
-    strategy: Annotated[
-        Literal["ddp", "fsdp2"] | None,
-        arg(metavar="ddp|fsdp2", help_behavior_hint="(default: ddp under torchrun)"),
     ] = None
     threads: Annotated[
         int | None, arg(metavar="N", help_behavior_hint="(default: torch's choice)")
@@ -70,7 +59,27 @@ class Training:
     json: Annotated[bool, arg(help_behavior_hint="")] = False
 
 
-def recipe_of(options: Training) -> "Recipe":
+@dataclasses.dataclass(frozen=True)
+class Training(Choice):
+    """Train.
+
+    Args:
+        steps: Optimizer steps.
+        runs_dir: Keeps the runs: a finished one is reused, an interrupted one goes on.
+        strategy: How processes that torchrun starts share a model.
+    """
+
+    steps: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint=_OF_THE_RECIPE)
+    ] = None
+    runs_dir: Annotated[Path, arg(metavar="FOLDER")] = Path("runs")
+    strategy: Annotated[
+        Literal["ddp", "fsdp2"] | None,
+        arg(metavar="ddp|fsdp2", help_behavior_hint="(default: ddp under torchrun)"),
+    ] = None
+
+
+def recipe_of(options: Choice) -> "Recipe":
     """Return the recipe with the user's fields.
 
     Args:
@@ -86,7 +95,7 @@ def recipe_of(options: Training) -> "Recipe":
     from saiopt.lab.recipes import get_recipe
 
     settings = pairs("set", options.set)
-    if options.steps is not None:
+    if isinstance(options, Training) and options.steps is not None:
         settings["steps"] = str(options.steps)
     with refusing(ValueError):
         return override(get_recipe(options.recipe), settings)
@@ -181,7 +190,7 @@ def pairs(name: str, texts: Sequence[str]) -> dict[str, str]:
     return result
 
 
-def device_of(options: Training) -> "torch.device":
+def device_of(options: Choice) -> "torch.device":
     """Set the number of CPU threads and choose where to train.
 
     Args:

@@ -1,0 +1,71 @@
+"""``saiopt lr``."""
+
+import dataclasses
+from typing import Annotated
+
+from tyro.conf import arg
+
+from saiopt.cli.output import new_console, print_json
+from saiopt.cli.refusal import refusing, refusing_full_disk
+from saiopt.cli.training import Choice, device_of, recipe_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Lr(Choice):
+    """Propose a learning rate from another optimizer's, by the size of first updates.
+
+    Args:
+        optimizer: Needs a learning rate.
+        known: Has one.
+        known_lr: Its learning rate.
+        gradients: Batches that the updates are of.
+        seed: Of initial weights and data order.
+    """
+
+    optimizer: Annotated[str, arg(metavar="NAME")] = "sgdsai"
+    known: Annotated[str, arg(metavar="NAME")] = "adamw"
+    known_lr: Annotated[
+        float | None,
+        arg(metavar="LR", help_behavior_hint="(default: the recipe's, else 0.001)"),
+    ] = None
+    gradients: Annotated[int, arg(metavar="N")] = 20
+    seed: Annotated[int, arg(metavar="N")] = 0
+
+    def __call__(self) -> None:
+        """Measure and print."""
+        recipe = recipe_of(self)
+        device = device_of(self)
+        from saiopt.lab.lr_rule import USUAL_ADAMW_LR, propose
+        from saiopt.lab.optimizers import get_optimizer
+
+        with refusing_full_disk(), refusing(ValueError, FileNotFoundError):
+            get_optimizer(self.optimizer)
+            get_optimizer(self.known)
+            known_lr = self.known_lr
+            if known_lr is None:
+                known_lr = recipe.lrs.get(self.known, USUAL_ADAMW_LR)
+            found = propose(
+                recipe,
+                recipe.task.load(),
+                self.optimizer,
+                self.known,
+                known_lr,
+                device,
+                seed=self.seed,
+                gradients=self.gradients,
+            )
+        swept = recipe.lrs.get(self.optimizer)
+        if self.json:
+            print_json({**dataclasses.asdict(found), "swept_lr": swept})
+            return
+        console = new_console()
+        console.print(
+            f"{found.known} at lr {found.known_lr:g} first moves an entry of "
+            f"{recipe.name} by {found.known_update * found.known_lr:.2g} (rms); "
+            f"{found.optimizer} does at",
+            soft_wrap=True,
+        )
+        console.print(f"\n  lr = {found.lr:.2g}\n")
+        if swept is not None:
+            factor = found.lr / swept
+            console.print(f"The best of a sweep was {swept:g}: a factor {factor:.2g}.")

@@ -1,0 +1,114 @@
+"""Can the first updates tell SGD-SaI's learning rate?
+
+Proposes learning rates for all small recipes and writes results.jsonl, environment.json
+and the figure beside this file. README.md says the question, the rule and the answer.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saiopt.analysis.paired_plot import plot_differences
+from saiopt.lab.environment import environment
+from saiopt.lab.intervals import estimate
+from saiopt.lab.lr_rule import USUAL_ADAMW_LR, propose
+from saiopt.lab.recipes import get_recipe
+
+HERE = Path(__file__).parent
+CPU = torch.device("cpu")
+RECIPES = (
+    "gpt-stdlib",
+    "vit-digits",
+    "resnet-digits",
+    "lora-pydoc",
+    "ddpm-digits",
+    "lora-ddpm-digits",
+)
+OPTIMIZERS = ("sgdsai", "sgdsai-sqrt-numel")
+DEFAULT_LR = 0.01
+RATIO = 5.0
+RULES = {
+    "from_adamw": "from AdamW's",
+    "from_nothing": "from nothing",
+    "default": "always 0.01",
+    "ratio": "5 × AdamW's",
+}
+
+
+def proposals(name: str, optimizer: str) -> dict[str, Any]:
+    """Return a row: the swept learning rate and what every rule proposes."""
+    recipe = get_recipe(name)
+    task = recipe.task.load()
+    adamw = recipe.lrs["adamw"]
+    return {
+        "recipe": name,
+        "optimizer": optimizer,
+        "swept": recipe.lrs[optimizer],
+        "adamw": adamw,
+        "from_adamw": propose(recipe, task, optimizer, "adamw", adamw, CPU).lr,
+        "from_nothing": propose(
+            recipe, task, optimizer, "adamw", USUAL_ADAMW_LR, CPU
+        ).lr,
+        "default": DEFAULT_LR,
+        "ratio": RATIO * adamw,
+    }
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """Print the errors and their differences, and draw them."""
+    panels: dict[str, dict[str, list[float]]] = {}
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    for optimizer in OPTIMIZERS:
+        mine = [row for row in rows if row["optimizer"] == optimizer]
+        for row in mine:
+            factors = [
+                f"{title} ×{row[r] / row['swept']:.2g}" for r, title in RULES.items()
+            ]
+            print(
+                f"{row['recipe']:<17}{optimizer:<18}{row['swept']:g}  {', '.join(factors)}"
+            )
+        errors = {r: [math.log2(row[r] / row["swept"]) for row in mine] for r in RULES}
+        sizes = {r: [abs(e) for e in found] for r, found in errors.items()}
+        for rule, found in sizes.items():
+            gains = [
+                other - own
+                for own, other in zip(sizes["from_adamw"], found, strict=True)
+            ]
+            difference = estimate(gains)
+            print(
+                f"{optimizer:<18}{RULES[rule]:<14}mean error {statistics.fmean(found):.2f}; "
+                f"from AdamW's is smaller by {difference.mean:+.2f} ± "
+                f"{difference.half_width:.2f} (n={difference.count})"
+            )
+        label = f"{optimizer}: log₂(proposed / swept)"
+        panels[label] = {RULES[r]: found for r, found in errors.items()}
+        intervals[label] = {
+            RULES[r]: (estimate(found).mean, estimate(found).half_width or 0.0)
+            for r, found in errors.items()
+        }
+    paths = [HERE / f"errors.{suffix}" for suffix in ("png", "svg")]
+    plot_differences(panels, intervals, paths)
+
+
+def main() -> None:
+    """Run the study."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    torch.set_num_threads(1)
+    rows = [proposals(name, optimizer) for name in RECIPES for optimizer in OPTIMIZERS]
+    where = {
+        name: environment(CPU, get_recipe(name).task.load().fingerprint)
+        for name in RECIPES
+    }
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (HERE / "results.jsonl").write_text(lines)
+    (HERE / "environment.json").write_text(json.dumps(where, indent=2) + "\n")
+    report(rows)
+
+
+if __name__ == "__main__":
+    main()
