@@ -36,7 +36,7 @@ RULES = {
     "from_adamw": "from AdamW's",
     "from_nothing": "from nothing",
     "default": "always 0.01",
-    "ratio": "5 × AdamW's",
+    "ratio": "five times AdamW's",
 }
 
 
@@ -66,12 +66,8 @@ def report(rows: list[dict[str, Any]]) -> None:
     for optimizer in OPTIMIZERS:
         mine = [row for row in rows if row["optimizer"] == optimizer]
         for row in mine:
-            factors = [
-                f"{title} ×{row[r] / row['swept']:.2g}" for r, title in RULES.items()
-            ]
-            print(
-                f"{row['recipe']:<17}{optimizer:<18}{row['swept']:g}  {', '.join(factors)}"
-            )
+            factors = "  ".join(f"{row[r] / row['swept']:>5.2g}" for r in RULES)
+            print(f"{row['recipe']:<17}{optimizer:<18}{row['swept']:<6g}{factors}")
         errors = {r: [math.log2(row[r] / row["swept"]) for row in mine] for r in RULES}
         sizes = {r: [abs(e) for e in found] for r, found in errors.items()}
         for rule, found in sizes.items():
@@ -81,9 +77,10 @@ def report(rows: list[dict[str, Any]]) -> None:
             ]
             difference = estimate(gains)
             print(
-                f"{optimizer:<18}{RULES[rule]:<14}mean error {statistics.fmean(found):.2f}; "
-                f"from AdamW's is smaller by {difference.mean:+.2f} ± "
-                f"{difference.half_width:.2f} (n={difference.count})"
+                f"{optimizer:<18}{RULES[rule]:<19}mean error "
+                f"{statistics.fmean(found):.2f}; from AdamW's is smaller by "
+                f"{difference.mean:+.2f} ± {difference.half_width:.2f} "
+                f"(n={difference.count})"
             )
         label = f"{optimizer}: log₂(proposed / swept)"
         panels[label] = {RULES[r]: found for r, found in errors.items()}
