@@ -2,7 +2,8 @@
 
 from rich.table import Table
 
-from saiopt.lab.compare import Comparison, Row
+from saiopt.lab.compare import Comparison
+from saiopt.lab.intervals import result_text
 from saiopt.lab.progress import duration
 
 
@@ -31,30 +32,10 @@ def comparison_table(comparison: Comparison) -> Table:
         table.add_row(
             row.optimizer,
             f"{row.lr:g}",
-            metric_text(row),
+            result_text(row.metric, row.diverged),
             f"{row.state_bytes_per_parameter:.2f}",
             f"{1000 * row.step_seconds:.2f}",
             duration(row.total_seconds),
             style="bold" if is_best and len(means) > 1 else None,
         )
     return table
-
-
-def metric_text(row: Row) -> str:
-    """Write mean ± 95 % interval (n), and what diverged.
-
-    Args:
-        row: One optimizer.
-
-    Returns:
-        Such as ``2.1034 ± 0.0121 (n=3)``.
-    """
-    parts = []
-    if row.metric is not None:
-        interval = row.metric.half_width
-        spread = "" if interval is None else f" ± {interval:.4f}"
-        parts.append(f"{row.metric.mean:.4f}{spread} (n={row.metric.count})")
-    if row.diverged:
-        seeds = ", ".join(map(str, row.diverged))
-        parts.append(f"diverged (seed {seeds})")
-    return ", ".join(parts)

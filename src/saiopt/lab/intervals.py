@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,11 @@ class Estimate:
     mean: float
     half_width: float | None
     count: int
+
+    def __str__(self) -> str:
+        """Return such as ``2.1034 ± 0.0121 (n=3)``."""
+        spread = "" if self.half_width is None else f" ± {self.half_width:.4f}"
+        return f"{self.mean:.4f}{spread} (n={self.count})"
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -47,3 +52,18 @@ def estimate(values: Sequence[float]) -> Estimate:
     quantile = float(stdtrit(count - 1, 0.975))
     half_width = quantile * statistics.stdev(values) / math.sqrt(count)
     return Estimate(mean, half_width, count)
+
+
+def result_text(metric: Estimate | None, diverged: Iterable[object]) -> str:
+    """Write a mean with its interval, and what diverged.
+
+    Args:
+        metric: Of the runs that have ended.
+        diverged: Seeds of the others.
+
+    Returns:
+        Such as ``2.1034 ± 0.0121 (n=3), diverged (seed 0)``.
+    """
+    seeds = ", ".join(map(str, diverged))
+    parts = [str(metric)] if metric is not None else []
+    return ", ".join([*parts, f"diverged (seed {seeds})"] if seeds else parts)

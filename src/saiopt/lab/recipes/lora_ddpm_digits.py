@@ -39,8 +39,7 @@ class LoraDdpmDigits:
     def __post_init__(self) -> None:
         if min(dataclasses.astuple(self)) < 1:
             raise ValueError(f"sizes must be at least 1, got {self}")
-        if self.samples < 2:
-            raise ValueError(f"task.samples must be at least 2, got {self.samples}")
+        self._unet()
 
     def load(self) -> AdaptedTask:
         """Read the digits and pre-train, or read the pre-trained weights.
@@ -52,12 +51,15 @@ class LoraDdpmDigits:
         from saiopt.lab.tasks.adapted import AdaptedTask
         from saiopt.lab.tasks.digit_diffusion import DigitDiffusion
 
-        unet = DdpmDigits(held_out_repeats=self.held_out_repeats, samples=self.samples)
+        unet = self._unet()
         known = DigitDiffusion(unet, set(range(10)).difference(_HELD_OUT))
         plan = Pretraining(self.pretraining_steps, batch_size=32, lr=2e-3)
         weights = pretrained(known, plan, {"width": unet.width})
         new = DigitDiffusion(unet, _HELD_OUT)
         return AdaptedTask(new, weights, _LAYERS, self.rank, self.alpha)
+
+    def _unet(self) -> DdpmDigits:
+        return DdpmDigits(held_out_repeats=self.held_out_repeats, samples=self.samples)
 
 
 def lora_ddpm_digits() -> Recipe:

@@ -5,15 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saiopt.lab.atomic import write_atomically
+from saiopt.lab.report.comparison_section import comparison_section
+from saiopt.lab.report.gsnr_section import gsnr_section
+from saiopt.lab.report.markup import table
 from saiopt.lab.report.page import page
 from saiopt.lab.report.runs_section import recipe_name, runs_section
-from saiopt.lab.report.sections import (
-    comparison_section,
-    environment_section,
-    gsnr_section,
-    sweep_section,
-)
 from saiopt.lab.report.sources import Source, environments
+from saiopt.lab.report.sweep_section import sweep_section
 
 _SECTIONS = {
     "comparison": comparison_section,
@@ -46,7 +44,7 @@ def write_report(sources: Sequence[Source], output: Path) -> None:
             by_recipe.setdefault(recipe_name(source), []).append(source)
     for index, (recipe, runs) in enumerate(by_recipe.items()):
         sections.append(runs_section(recipe, runs, f"r{index}"))
-    sections.append(environment_section(environments(sources)))
+    sections.append(_environment_section(sources))
     text = page(_summary(sources), sections)
     write_atomically(output, lambda file: file.write(text.encode()))
 
@@ -59,3 +57,9 @@ def _summary(sources: Sequence[Source]) -> str:
         if counts[kind]
     ]
     return ", ".join(parts)
+
+
+def _environment_section(sources: Sequence[Source]) -> tuple[str, str]:
+    values = environments(sources).items()
+    rows = [(name.replace("_", " "), ", ".join(v)) for name, v in values]
+    return "Environment", f"<div class='wrap'>{table(('', 'of all runs'), rows)}</div>"

@@ -82,11 +82,9 @@ def _columns(finding: Finding) -> Sequence[str]:
     counts = (f"{diverged}/{len(finding.cells)}", spent)
     if finding.best is None or finding.estimate is None:
         return ("", "", "none", *counts)
-    width = finding.estimate.half_width
-    spread = "" if width is None else f" ± {width:.4f}"
     return (
         f"{finding.best.lr:.3g}",
         f"{finding.best.weight_decay:.3g}",
-        f"{finding.estimate.mean:.4f}{spread} (n={finding.estimate.count})",
+        str(finding.estimate),
         *counts,
     )

@@ -1,0 +1,75 @@
+"""What the report says about a sweep."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from saiopt.lab.progress import duration
+from saiopt.lab.report.markup import best_index, details, note, picture, table
+from saiopt.lab.report.sources import Source
+
+
+def sweep_section(source: Source, prefix: str) -> tuple[str, str]:
+    """Report a sweep.
+
+    Args:
+        source: Its folder.
+        prefix: For the ids of its pictures.
+
+    Returns:
+        Heading and HTML.
+    """
+    content = source.content
+    label = content["metric"]["label"]
+    html = ""
+    for name in ("heat_maps", "learning_rates", "matched_decay"):
+        title = f"{label}, {name.replace('_', ' ')}"
+        html += picture(source.folder / f"{name}.svg", title, f"{prefix}-{name}")
+    tried = content["optimizers"]
+    best = [optimizer["best"] for optimizer in tried]
+    means = [None if cell is None else cell["mean"] for cell in best]
+    html += table(
+        ("optimizer", "best lr", "decay", label, "diverged"),
+        [_row(optimizer) for optimizer in tried],
+        best_index(means, content["metric"]["higher_is_better"]),
+    )
+    for optimizer in tried:
+        if optimizer["borders"]:
+            where = " and the ".join(optimizer["borders"])
+            html += note(
+                f"{optimizer['optimizer']}: the best cell lies at the {where} tried; "
+                "widen the range before using it",
+                "warn",
+            )
+    html += details("All cells", _cells(tried, label))
+    seeds = ", ".join(map(str, content["seeds"]))
+    html += note(f"{content['sampler']}, seeds {seeds}; {source.folder.name}")
+    return f"{content['recipe']}: sweep", html
+
+
+def _row(optimizer: Mapping[str, Any]) -> Sequence[str]:
+    cells, best = optimizer["cells"], optimizer["best"]
+    lost = f"{sum(cell['mean'] is None for cell in cells)} of {len(cells)}"
+    if best is None:
+        return (optimizer["optimizer"], "", "", "none", lost)
+    return (
+        optimizer["optimizer"],
+        f"{best['lr']:.3g}",
+        f"{best['weight_decay']:.3g}",
+        f"{best['mean']:.4f} (n={len(best['values'])})",
+        lost,
+    )
+
+
+def _cells(optimizers: Sequence[Mapping[str, Any]], label: str) -> str:
+    rows = [
+        (
+            optimizer["optimizer"],
+            f"{cell['lr']:.3g}",
+            f"{cell['weight_decay']:.3g}",
+            "diverged" if cell["mean"] is None else f"{cell['mean']:.4f}",
+            duration(cell["total_seconds"]),
+        )
+        for optimizer in optimizers
+        for cell in optimizer["cells"]
+    ]
+    return table(("optimizer", "lr", "decay", label, "time"), rows)
