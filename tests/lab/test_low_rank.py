@@ -129,7 +129,33 @@ def test_pairs_are_found_by_their_names() -> None:
     assert shapes == [((2, 4), (5, 2)), ((2, 6), (3, 2))]
 
 
-@pytest.mark.parametrize("name", ["scaled-gd", "scaled-adamw"])
+@pytest.mark.parametrize("name", ["sgdsai", "adamw"])
+def test_a_frozen_a_stays_and_everything_else_moves_as_before(name: str) -> None:
+    model = Adapted()
+    before = copy.deepcopy(model.state_dict())
+    other = copy.deepcopy(model)
+    params = [p for p in model.parameters() if p.requires_grad]
+    values = [torch.randn_like(p) for p in params]
+    for built, kind in ((model, f"{name}-frozen-a"), (other, name)):
+        set_grads(built, values)
+        build_optimizer(kind, built, 0.1, 0.1, 0).step()
+    for (a, b), (start, expected) in zip(
+        lora_pairs(model), lora_pairs(other), strict=True
+    ):
+        assert a.requires_grad
+        assert torch.equal(b, expected)
+        assert not torch.equal(a, start)
+    untouched = Adapted()
+    untouched.load_state_dict(before)
+    for (a, _), (start, _) in zip(
+        lora_pairs(model), lora_pairs(untouched), strict=True
+    ):
+        assert torch.equal(a, start)
+
+
+@pytest.mark.parametrize(
+    "name", ["scaled-gd", "scaled-adamw", "sgdsai-frozen-a", "adamw-frozen-a"]
+)
 def test_a_model_without_adapters_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="where the recipe has no LoRA adapters"):
         build_optimizer(name, nn.Linear(2, 2), 0.1, 0.0, 0)

@@ -20,7 +20,7 @@ from saiopt.lab.recipe import Recipe
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
 
-WHOLE_MODEL = [name for name in OPTIMIZERS if not name.startswith("scaled-")]
+WHOLE_MODEL = [n for n, spec in OPTIMIZERS.items() if "LoRA only" not in spec.source]
 # Adam's decay is coupled, Prodigy's step size is not lr, an average lags behind.
 FIXED_DECAY = [
     name

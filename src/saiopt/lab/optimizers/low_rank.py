@@ -1,7 +1,7 @@
-"""Scaled gradient descent and scaled AdamW for LoRA's factors."""
+"""Optimizers for LoRA's factors: scaled gradient descent, scaled AdamW, B alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -146,12 +146,12 @@ def lora_pairs(model: nn.Module) -> list[Pair]:
     if not pairs:
         raise ValueError(
             "optimizer must be one for whole models where the recipe has no LoRA "
-            "adapters, got scaled gradient descent"
+            "adapters, got one for adapters"
         )
     others = set(named) - set(pairs) - set(pairs.values())
     if others:
         raise ValueError(
-            "model must train LoRA adapters alone for scaled gradient descent, got "
+            "model must train LoRA adapters alone with an optimizer for them, got "
             f"{min(others)}"
         )
     return [(named[a], named[b]) for a, b in pairs.items()]
@@ -197,6 +197,33 @@ def scaled_adamw(
         The optimizer.
     """
     return ScaledAdamW(lora_pairs(model), lr, betas, eps, weight_decay, delta)
+
+
+def without_a(build: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
+    """Return what builds an optimizer that never moves the adapters' A.
+
+    A still gets its gradient and counts for clipping: it is as if the optimizer had
+    calibrated it at its first gradient, which is zero because B is.
+
+    Args:
+        build: Of an optimizer for whole models.
+
+    Returns:
+        A build of the same settings, for models with adapters from peft.
+    """
+
+    def built(
+        model: nn.Module, lr: float, weight_decay: float, **settings: object
+    ) -> Optimizer:
+        frozen = [a for a, _ in lora_pairs(model)]
+        for factor in frozen:
+            factor.requires_grad_(False)
+        optimizer = build(model, lr, weight_decay, **settings)
+        for factor in frozen:
+            factor.requires_grad_()
+        return optimizer
+
+    return built
 
 
 def _matrix(tensor: Tensor | None) -> Tensor:

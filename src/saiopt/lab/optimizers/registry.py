@@ -10,6 +10,9 @@ from saiopt.lab.optimizers.spec import OptimizerSpec
 _RELEASE = "defaults of the authors' release 1.0.3"
 _GPT3 = "Brown et al. 2020 (GPT-3), appendix B"
 
+_adamw = grouped("torch.optim", "AdamW")
+_ADAMW_SETTINGS = {"betas": (0.9, 0.95), "eps": 1e-8}
+
 
 def _sai(scaling: str, source: str = _RELEASE) -> OptimizerSpec:
     settings = {"momentum": 0.9, "eps": 1e-8, "scaling": scaling}
@@ -29,9 +32,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         for suffix, name in (("bf16", "bfloat16"), ("int8", "int8"), ("int4", "int4"))
     },
     "sgdm-decoupled": _sai("none", "as sgdsai, with every scale 1"),
-    "adamw": OptimizerSpec(
-        grouped("torch.optim", "AdamW"), {"betas": (0.9, 0.95), "eps": 1e-8}, _GPT3
-    ),
+    "adamw": OptimizerSpec(_adamw, _ADAMW_SETTINGS, _GPT3),
     "sgd": OptimizerSpec(sgd, {"momentum": 0.9}, "the usual momentum"),
     "sgdsai-gsnr-max": _sai("gsnr_max", "Xu et al. 2024, Algorithm 1"),
     "sgdsai-shuffled": OptimizerSpec(
@@ -84,6 +85,15 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         package="schedulefree",
         schedule="constant",
     ),
+    **{
+        f"{name}-frozen-a": OptimizerSpec(
+            low_rank.without_a(build), settings, f"as {name}, A never moves; LoRA only"
+        )
+        for name, build, settings in (
+            ("sgdsai", scaled_once.sgdsai, _sai("gsnr").settings),
+            ("adamw", _adamw, _ADAMW_SETTINGS),
+        )
+    },
     "scaled-gd": OptimizerSpec(
         low_rank.scaled_gd, {"delta": 1e-6}, "Zhang and Pilanci 2024; LoRA only"
     ),
