@@ -63,6 +63,8 @@ CENTRES = {
         "adamw": 0.005,
         "sgd": 0.2,
         "sgdm-decoupled": 2.0,
+        "sgdsai-shuffled": 0.05,
+        "adam": 0.005,
     },
     "lora-pydoc": {
         "sgdsai": 0.005,
@@ -70,8 +72,11 @@ CENTRES = {
         "adamw": 0.005,
         "sgd": 0.1,
         "sgdm-decoupled": 0.2,
+        "sgdsai-shuffled": 0.005,
         "scaled-gd": 0.02,
         "scaled-adamw": 0.005,
+        "sgdsai-frozen-a": 0.005,
+        "adamw-frozen-a": 0.005,
     },
     "ddpm-digits": {
         "sgdsai": 0.02,
@@ -79,6 +84,7 @@ CENTRES = {
         "adamw": 0.005,
         "sgd": 0.1,
         "sgdm-decoupled": 0.5,
+        "sgdsai-shuffled": 0.02,
     },
     "lora-ddpm-digits": {
         "sgdsai": 1.0,
@@ -88,6 +94,8 @@ CENTRES = {
         "sgdm-decoupled": 10.0,
         "scaled-gd": 1.0,
         "scaled-adamw": 0.02,
+        "sgdsai-frozen-a": 1.0,
+        "adamw-frozen-a": 0.02,
     },
 }
 # Values that all grids of a recipe have grown by, below and above the seven.
@@ -98,6 +106,7 @@ COLUMNS = {
         "sgdsai-sqrt-numel",
         "sgdsai-gsnr-max",
         "sgdsai-shuffled",
+        "sgdsai-frozen-a",
         "sgdm-decoupled",
     ],
     "others without second moments": ["sgd", "lion", "muon", "scaled-gd"],
@@ -109,6 +118,7 @@ COLUMNS = {
         "prodigy",
         "schedule-free-adamw",
         "scaled-adamw",
+        "adamw-frozen-a",
     ],
 }
 SERIES = (1.0, 2.0, 5.0)
