@@ -33,11 +33,20 @@ def comparison_table(comparison: Comparison) -> Table:
             f"{row.lr:g}",
             metric_text(row),
             f"{row.state_bytes_per_parameter:.2f}",
-            f"{1000 * row.step_seconds:.2f}",
+            milliseconds(row.step_seconds),
             duration(row.total_seconds),
             style="bold" if is_best and len(means) > 1 else None,
         )
     return table
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Write a step's time, a dash where there is none.
+
+    >>> milliseconds(0.01234), milliseconds(None)
+    ('12.34', '–')
+    """
+    return "–" if seconds is None else f"{1000 * seconds:.2f}"
 
 
 def metric_text(row: Row) -> str:

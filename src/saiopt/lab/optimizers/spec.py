@@ -22,6 +22,8 @@ class OptimizerSpec:
         package: Distribution whose version is part of a run's identity.
         schedule: Instead of the recipe's, where the method prescribes its own.
         seeded: Whether ``build`` also takes the run's ``seed``.
+        steps_in_backward: Whether a block can step while other blocks have no gradient
+            yet, as gradient release wants it.
     """
 
     build: Callable[..., Optimizer]
@@ -31,3 +33,4 @@ class OptimizerSpec:
     package: str | None = None
     schedule: str | None = None
     seeded: bool = False
+    steps_in_backward: bool = False

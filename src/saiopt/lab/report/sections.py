@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saiopt.lab.comparison_table import milliseconds
 from saiopt.lab.progress import duration
 from saiopt.lab.report.markup import details, note, picture, table
 from saiopt.lab.report.sources import Source
@@ -139,7 +140,7 @@ def _comparison_row(row: Mapping[str, Any]) -> Sequence[str]:
         f"{row['weight_decay']:.3g}",
         value_text(row["metric"], row["diverged"]),
         f"{row['state_bytes_per_parameter']:.2f}",
-        f"{1000 * row['step_seconds']:.2f}",
+        milliseconds(row["step_seconds"]),
         duration(row["total_seconds"]),
     )
 
