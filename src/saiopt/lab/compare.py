@@ -122,8 +122,8 @@ def prepare(runs: Sequence[Run], ranks: Ranks = ALONE) -> Task:
     ranks.require_shareable(model)
     if runs[0].recipe.gradient_release and ranks.strategy == "ddp":
         raise ValueError(
-            "strategy must be fsdp2 with gradient_release, since DDP's buckets keep all "
-            "gradients, got ddp"
+            "strategy must be fsdp2 with gradient_release, since DDP keeps all "
+            "gradients in its buckets, got ddp"
         )
     for run in {run.optimizer: run for run in runs}.values():
         build_optimizer(run.optimizer, model, run.lr, run.weight_decay, run.seed)

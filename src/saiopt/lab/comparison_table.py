@@ -41,12 +41,12 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def milliseconds(seconds: float | None) -> str:
-    """Write a step's time, a dash where there is none.
+    """Write a step's time, nothing where there is none.
 
     >>> milliseconds(0.01234), milliseconds(None)
-    ('12.34', '–')
+    ('12.34', '')
     """
-    return "–" if seconds is None else f"{1000 * seconds:.2f}"
+    return "" if seconds is None else f"{1000 * seconds:.2f}"
 
 
 def metric_text(row: Row) -> str:

@@ -10,6 +10,7 @@ from saiopt.lab.recipe import Metric, Recipe
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
     from torch import nn
     from transformers import LlamaConfig
 
@@ -112,7 +113,7 @@ class Llama2Text:
             evaluation_batch=1,
         )
 
-    def _starting_model(self, dtype: Any) -> Callable[[], Any]:  # noqa: ANN401 - torch is not loaded yet
+    def _starting_model(self, dtype: torch.dtype) -> Callable[[], Any]:
         """Return what builds the model, in its dtype from the first tensor on."""
         from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -152,8 +153,8 @@ def llama2_7b_24gb() -> Recipe:
 
     Weights in bfloat16 with stochastic rounding, momentum in int8, each gradient freed
     by its step, activations of one layer at a time: ``benchmarks/README.md`` adds up
-    what that takes. The host needs 14 GB to build the model and 20 GB to go on from a
-    checkpoint; the disk 40 GB for a checkpoint and its successor.
+    what that takes. The host needs 14 GB to build the model and 21 GB to go on from a
+    checkpoint; the disk 42 GB for a checkpoint and its successor.
 
     No learning rate is known at this size: the paper measures the memory of Llama-2 7B
     and does not train it. Give one by ``--lr``. Schedule and decay (0.1 at 2e-5) are
