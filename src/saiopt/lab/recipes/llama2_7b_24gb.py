@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any
 from saiopt.lab.recipe import Metric, Recipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import torch
-    from torch import nn
     from transformers import LlamaConfig
 
     from saiopt.lab.tasks.token_language_model import TokenLanguageModel
@@ -95,9 +92,8 @@ class Llama2Text:
         from saiopt.lab.published_text import published_text
         from saiopt.lab.tasks.token_language_model import TokenLanguageModel
 
-        build = self._starting_model(getattr(torch, self.dtype))
         with torch.device("meta"):
-            self._check_sizes(build().config)
+            self._check_sizes(self.build().config)
         tokenizer, train, held_out = published_text(self.data, self.tokenizer)
         if len(tokenizer) > self.vocabulary:
             raise ValueError(
@@ -105,7 +101,7 @@ class Llama2Text:
                 f"{len(tokenizer)} in {self.tokenizer}"
             )
         return TokenLanguageModel(
-            lambda: self._checkpointed(build()),
+            self.build,
             self.context,
             train,
             held_out,
@@ -113,22 +109,40 @@ class Llama2Text:
             evaluation_batch=1,
         )
 
-    def _starting_model(self, dtype: torch.dtype) -> Callable[[], Any]:
-        """Return what builds the model, in its dtype from the first tensor on."""
-        from transformers import LlamaConfig, LlamaForCausalLM
+    def build(self) -> Any:  # noqa: ANN401 - transformers has many classes of them
+        """Build the model, each tensor in its dtype from the first.
+
+        Returns:
+            A causal language model on the CPU, or on the meta device under it.
+        """
+        import torch
 
         from saiopt.lab.checkpoints_on_hub import causal_model
 
-        if self.checkpoint != RANDOM:
-            return causal_model(self.checkpoint, "checkpoint", dtype)
+        dtype = getattr(torch, self.dtype)
+        if self.checkpoint == RANDOM:
+            model = self._random_model(dtype)
+        else:
+            model = causal_model(self.checkpoint, "checkpoint", dtype)()
+        if self.activation_checkpointing:
+            # transformers has renamed this within version 5, where the old name warns.
+            enable = getattr(model, "activation_checkpointing_enable", None)
+            enable = enable or model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        return model
+
+    def _random_model(self, dtype: torch.dtype) -> Any:  # noqa: ANN401
+        from transformers import LlamaConfig, LlamaForCausalLM
+
+        sizes = {theirs: getattr(self, ours) for ours, theirs in _SIZES.items()}
         config = LlamaConfig(
-            **{theirs: getattr(self, ours) for ours, theirs in _SIZES.items()},
+            **sizes,
             max_position_embeddings=self.context,
             tie_word_embeddings=False,
             use_cache=False,
             dtype=dtype,
         )
-        return lambda: LlamaForCausalLM._from_config(config)
+        return LlamaForCausalLM._from_config(config)
 
     def _check_sizes(self, config: LlamaConfig) -> None:
         for ours, theirs in _SIZES.items():
@@ -138,14 +152,6 @@ class Llama2Text:
                     f"task.{ours} must be that of task.checkpoint, {found}, got "
                     f"{getattr(self, ours)}"
                 )
-
-    def _checkpointed(self, model: Any) -> nn.Module:  # noqa: ANN401 - see below
-        if self.activation_checkpointing:
-            # transformers has renamed this within version 5, where the old name warns.
-            enable = getattr(model, "activation_checkpointing_enable", None)
-            enable = enable or model.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
-        return model
 
 
 def llama2_7b_24gb() -> Recipe:
