@@ -120,6 +120,7 @@ class Llama2Text:
         from saiopt.lab.checkpoints_on_hub import causal_model
 
         dtype = getattr(torch, self.dtype)
+        model: Any
         if self.checkpoint == RANDOM:
             model = self._random_model(dtype)
         else:
