@@ -9,6 +9,7 @@ import pytest
 import torch
 from published_files import load, write_tokenizer
 
+from saiopt.bench.clock import peak_temporary_bytes
 from saiopt.cli import main
 from saiopt.lab.compare import prepare
 from saiopt.lab.loop import Progress
@@ -111,6 +112,13 @@ def test_the_model_has_the_published_parameters_in_bfloat16(files: Path) -> None
         params = list(task.build_model(0).parameters())
     assert sum(p.numel() for p in params) == 6_738_415_616
     assert {p.dtype for p in params} == {torch.bfloat16}
+
+
+def test_building_holds_no_copy_in_float32(recipe: Recipe) -> None:
+    model = recipe.task.build()
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    peak = peak_temporary_bytes(recipe.task.build, torch.device("cpu"))
+    assert weights <= peak < 1.1 * weights
 
 
 def test_release_and_checkpointing_change_no_bit(
