@@ -3,7 +3,7 @@
 from rich.table import Table
 
 from saiopt.lab.compare import Comparison, Row
-from saiopt.lab.progress import duration
+from saiopt.lab.progress import duration, milliseconds
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -38,15 +38,6 @@ def comparison_table(comparison: Comparison) -> Table:
             style="bold" if is_best and len(means) > 1 else None,
         )
     return table
-
-
-def milliseconds(seconds: float | None) -> str:
-    """Write a step's time, nothing where there is none.
-
-    >>> milliseconds(0.01234), milliseconds(None)
-    ('12.34', '')
-    """
-    return "" if seconds is None else f"{1000 * seconds:.2f}"
 
 
 def metric_text(row: Row) -> str:

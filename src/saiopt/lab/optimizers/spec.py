@@ -18,19 +18,19 @@ class OptimizerSpec:
         settings: Everything beyond learning rate and decay; part of a run's
             identity.
         source: Where the settings come from.
+        steps_in_backward: Whether a block can step while other blocks have no gradient
+            yet, as gradient release wants it.
         lr_of: Optimizer whose learning rate serves where a recipe has no own one.
         package: Distribution whose version is part of a run's identity.
         schedule: Instead of the recipe's, where the method prescribes its own.
         seeded: Whether ``build`` also takes the run's ``seed``.
-        steps_in_backward: Whether a block can step while other blocks have no gradient
-            yet, as gradient release wants it.
     """
 
     build: Callable[..., Optimizer]
     settings: Mapping[str, Any]
     source: str
+    steps_in_backward: bool = False
     lr_of: str | None = None
     package: str | None = None
     schedule: str | None = None
     seeded: bool = False
-    steps_in_backward: bool = False

@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saiopt.lab.comparison_table import milliseconds
-from saiopt.lab.progress import duration
+from saiopt.lab.progress import duration, milliseconds
 from saiopt.lab.report.markup import details, note, picture, table
 from saiopt.lab.report.sources import Source
 
