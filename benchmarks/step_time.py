@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 
 from saiopt.bench.plan import Plan
-from saiopt.bench.plot import plot_step_times
+from saiopt.bench.plot import plot_rows
 from saiopt.bench.rows import write_csv
 from saiopt.bench.run import run_bench
 from saiopt.bench.table import renderables
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Console().print(item)
     stem = f"step_time_{options.device}_{options.shapes}"
     write_csv(rows, options.out / f"{stem}.csv")
-    plot_step_times(rows, options.out / f"{stem}.svg")
+    plot_rows(rows, options.out / f"{stem}.svg")
 
 
 if __name__ == "__main__":

@@ -29,14 +29,17 @@ def stop_at(step, progress):
         raise KeyboardInterrupt
 
 
-def train(runs_dir, optimizer, strategy=None, stop=None):
+RELEASED = {"clip_norm": "0", "gradient_release": "true"}
+
+
+def train(runs_dir, optimizer, strategy=None, stop=None, settings=SETTINGS):
     """Return the metrics of a run, or None where it is stopped at a step."""
     # Under ranks the number of threads is each one's own; it is part of the identity.
     torch.set_num_threads(1)
     ranks = ALONE
     if strategy is not None:
         ranks = Ranks(dist.get_rank(), dist.get_world_size(), strategy)
-    run = Run(override(get_recipe("vit-digits"), SETTINGS), optimizer, 0.05, 0)
+    run = Run(override(get_recipe("vit-digits"), settings), optimizer, 0.05, 0)
     observe = functools.partial(stop_at, stop)
     try:
         outcome = carry_out(

@@ -14,7 +14,7 @@ from saiopt.bench import run
 from saiopt.bench import samples as samples_module
 from saiopt.bench.candidates import Candidate, candidates
 from saiopt.bench.plan import Plan
-from saiopt.bench.plot import plot_step_times
+from saiopt.bench.plot import plot_rows
 from saiopt.bench.rows import write_csv
 from saiopt.bench.run import run_bench
 from saiopt.bench.samples import Bench, Samples
@@ -169,13 +169,13 @@ def test_no_line_is_cut_or_wider_than_the_terminal(rows, width):
 def test_the_picture_names_every_optimizer_that_ran(rows, tmp_path):
     failed = replace(rows[0], optimizer="absent one", step_ms=None)
     path = tmp_path / "bars.svg"
-    plot_step_times([*rows, failed], path)
+    plot_rows([*rows, failed], path)
     text = path.read_text()
     for row in rows:
         assert f"<!-- {row.optimizer} -->" in text
     assert "absent one" not in text
     with pytest.raises(ValueError, match="rows must hold one that ran"):
-        plot_step_times([failed], path)
+        plot_rows([failed], path)
 
 
 @pytest.mark.parametrize(

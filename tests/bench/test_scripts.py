@@ -1,5 +1,6 @@
 import csv
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 def script(name):
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
+    # Where dataclasses look for the module that they are defined in.
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 
@@ -88,3 +91,20 @@ def test_the_step_time_script_writes_rows_and_a_picture(tmp_path):
     script("step_time").main([*arguments.split(), str(tmp_path)])
     assert "SGDM loop" in (tmp_path / "step_time_cpu_tiny.csv").read_text()
     assert (tmp_path / "step_time_cpu_tiny.svg").stat().st_size > 1000
+
+
+def test_the_budget_of_24_gib_is_what_a_step_takes():
+    module = script("llama_24gb")
+    task = module.small(3, 2000)
+    budget = module.predict(task, "sgdsai-int8")
+    held, temporary = module.measure(task, "sgdsai-int8", torch.device("cpu"))
+    assert held == budget.weights + budget.state
+    assert temporary == pytest.approx(budget.temporary, rel=0.03)
+
+
+@pytest.mark.parametrize("optimizer", ["sgdsai-int8", "sgdsai-int4"])
+def test_the_published_size_leaves_room_on_a_card_of_24_gib(optimizer):
+    module = script("llama_24gb")
+    budget = module.predict(module.PUBLISHED, optimizer)
+    assert budget.weights == 2 * 6_738_415_616
+    assert budget.peak < module.CARD_BYTES - 3 * module.GIB

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from published_files import load, write_tokenizer
 
 from saiopt.cli import main
 from saiopt.lab.augmentation import crop_and_flip, random_resized_crop
 from saiopt.lab.image_models import small_stem_resnet, vision_transformer
 from saiopt.lab.published_data import read_table
-from saiopt.lab.recipe import override
-from saiopt.lab.recipes import get_recipe
-from saiopt.lab.task import Task
 from saiopt.lab.text_metrics import cider, text_metrics
 
 datasets = pytest.importorskip("datasets")
@@ -31,11 +29,6 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     datasets.disable_progress_bars()
 
 
-def load(recipe: str, **settings: object) -> Task:
-    texts = {f"task.{name}": str(value) for name, value in settings.items()}
-    return override(get_recipe(recipe), texts).task.load()
-
-
 def count(model: torch.nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
@@ -43,20 +36,6 @@ def count(model: torch.nn.Module) -> int:
 def image(side: int, seed: int) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     return Image.fromarray(pixels)
-
-
-def write_tokenizer(folder: Path) -> Path:
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"])
-    tokenizer.train_from_iterator(["name[Aromi] | Aromi is an Indian place"], trainer)
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>"
-    ).save_pretrained(folder)
-    return folder
 
 
 def test_published_image_models_have_the_published_parameters() -> None:

@@ -35,6 +35,15 @@ def test_ranks_give_the_numbers_of_one_process(
         assert found[2] == state_bytes
 
 
+def test_released_shards_give_the_numbers_of_one_process(workers, tmp_path):
+    settings = lab_ranks.SETTINGS | lab_ranks.RELEASED
+    alone = lab_ranks.train(tmp_path / "alone", "sgdsai", settings=settings)
+    arguments = (tmp_path, "sgdsai", "fsdp2", None, settings)
+    for found in workers.run(2, lab_ranks.train, *arguments):
+        assert found[0] == pytest.approx(alone[0], rel=1e-4)
+        assert found[2] == alone[2]
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(
     ("first", "then"),

@@ -36,6 +36,15 @@ def test_text_becomes_a_value_of_the_fields_kind(tiny: Recipe) -> None:
         ({"schedule": "sine"}, "schedule must be one of constant, .*, got sine"),
         ({"micro_batches": "3"}, "batch_size must be a multiple of .* got 16 and 3"),
         ({"micro_batches": "0"}, "micro_batches must be at least 1, got 0"),
+        ({"gradient_release": "1"}, "gradient_release must be true or false, got 1"),
+        (
+            {"gradient_release": "true"},
+            "clip_norm must be 0 with gradient_release, .* got 1.0",
+        ),
+        (
+            {"gradient_release": "true", "clip_norm": "0", "micro_batches": "2"},
+            "micro_batches must be 1 with gradient_release, .* got 2",
+        ),
         ({"name": "x"}, "set must name one of steps, .*, got name"),
         (
             {"task.depth": "2"},

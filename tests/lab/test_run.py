@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from saiopt.lab.recipe import Recipe, override
+from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
 
 NUMERICS = {"threads": 1, "data": "abc"}
@@ -43,6 +44,37 @@ def test_whatever_changes_a_number_changes_the_name(tiny: Recipe) -> None:
     names += [run.folder_name({**NUMERICS, "threads": 2})]
     names += [run.folder_name({**NUMERICS, "data": "xyz"})]
     assert len(set(names)) == len(names)
+
+
+def test_runs_from_before_a_field_was_added_keep_their_names() -> None:
+    run = Run(get_recipe("gpt-stdlib"), "sgdsai", 0.01, 0)
+    assert run.folder_name(NUMERICS) == "gpt-stdlib-sgdsai-seed0-f13d2141"
+    released = override(run.recipe, {"clip_norm": "0", "gradient_release": "true"})
+    plain = override(run.recipe, {"clip_norm": "0"})
+    assert (
+        len(
+            {Run(r, "sgdsai", 0.01, 0).folder_name(NUMERICS) for r in (released, plain)}
+        )
+        == 2
+    )
+
+
+@pytest.mark.parametrize(
+    "optimizer", ["adamw", "sgd", "muon", "sgdsai-gsnr-max", "sgdsai-shuffled"]
+)
+def test_gradient_release_refuses_optimizers_that_cannot(
+    tiny: Recipe, optimizer: str
+) -> None:
+    recipe = override(tiny, {"clip_norm": "0", "gradient_release": "true"})
+    sentence = f"optimizer must be one of sgdsai, .* gradient_release, got {optimizer}"
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        Run(recipe, optimizer, 0.1, 0)
+
+
+def test_gradient_release_refuses_to_measure_gradients(tiny: Recipe) -> None:
+    recipe = override(tiny, {"clip_norm": "0", "gradient_release": "true"})
+    with pytest.raises(ValueError, match=r"^gsnr_every must be 0 with .* got 5$"):
+        Run(recipe, "sgdsai", 0.1, 0, gsnr_every=5)
 
 
 def test_the_decay_per_step_is_the_recipes_at_every_learning_rate(tiny: Recipe) -> None:

@@ -203,12 +203,14 @@ def local(tensor):
 
 
 @pytest.mark.usefixtures("first_of_four_ranks")
-@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16, torch.int8, "int4"])
 def test_shards_are_those_of_the_first_rank_of_fsdp2(state_dtype):
     def factory(params):
         return SGDSaI(params, state_dtype=state_dtype)
 
-    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 2))
+    # The last matrix has 4096 entries or more as a whole only, and rows left over.
+    model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 70), nn.Linear(70, 65))
+    num_params = sum(p.numel() for p in model.parameters())
     found = estimate(model, factory, num_shards=4)
     mesh = dist.init_device_mesh("cpu", (4,))
     fully_shard(model, mesh=mesh)
@@ -218,4 +220,4 @@ def test_shards_are_those_of_the_first_rank_of_fsdp2(state_dtype):
     state = [local(t) for entry in optimizer.state.values() for t in entry.values()]
     assert found.weights.tensor_bytes == bytes_of(weights)
     assert found.state.tensor_bytes == bytes_of(state)
-    assert found.num_params == 5 * 7 + 7 + 7 * 2 + 2
+    assert found.num_params == num_params

@@ -50,7 +50,7 @@ class Bench:
         import torch
 
         from saiopt.bench.plan import Plan
-        from saiopt.bench.plot import plot_step_times
+        from saiopt.bench.plot import plot_rows
         from saiopt.bench.rows import write_csv
         from saiopt.bench.run import run_bench
         from saiopt.bench.table import renderables
@@ -68,7 +68,7 @@ class Bench:
             write_csv(rows, self.csv)
         if self.plot is not None:
             with refusing(ValueError):
-                plot_step_times(rows, self.plot)
+                plot_rows(rows, self.plot)
         if self.json:
             print_json([dataclasses.asdict(row) for row in rows])
             return

@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from saiopt.cli.output import new_console, print_json
-from saiopt.cli.refusal import RefusalError
+from saiopt.cli.refusal import RefusalError, refusing
 from saiopt.cli.training import Training, carry_out_all, single_run
 
 
@@ -21,7 +21,9 @@ class Gsnr(Training):
         every: Steps between measurements.
     """
 
-    optimizer: Annotated[str, arg(metavar="NAME")] = "sgdsai"
+    optimizer: Annotated[
+        str | None, arg(metavar="NAME", help_behavior_hint="(default: the recipe's)")
+    ] = None
     seed: Annotated[int, arg(metavar="N")] = 0
     lr: Annotated[
         float | None, arg(metavar="LR", help_behavior_hint="(default: the recipe's)")
@@ -36,7 +38,8 @@ class Gsnr(Training):
         from saiopt.analysis.gsnr import gsnr_summary, gsnr_table
         from saiopt.lab.gsnr import measure_gsnr, rows_as_json
 
-        run = dataclasses.replace(run, gsnr_every=self.every)
+        with refusing(ValueError):
+            run = dataclasses.replace(run, gsnr_every=self.every)
         measured = carry_out_all(
             self, [run], lambda runs, *rest: measure_gsnr(runs[0], *rest)
         )

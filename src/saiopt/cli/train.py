@@ -19,7 +19,9 @@ class Train(Training):
         lr: Peak learning rate.
     """
 
-    optimizer: Annotated[str, arg(metavar="NAME")] = "sgdsai"
+    optimizer: Annotated[
+        str | None, arg(metavar="NAME", help_behavior_hint="(default: the recipe's)")
+    ] = None
     seed: Annotated[int, arg(metavar="N")] = 0
     lr: Annotated[
         float | None, arg(metavar="LR", help_behavior_hint="(default: the recipe's)")

@@ -101,12 +101,14 @@ def recipe_of(options: Choice) -> "Recipe":
         return override(get_recipe(options.recipe), settings)
 
 
-def single_run(options: Training, optimizer: str, seed: int, lr: float | None) -> "Run":
+def single_run(
+    options: Training, optimizer: str | None, seed: int, lr: float | None
+) -> "Run":
     """Plan one run.
 
     Args:
         options: Of the command.
-        optimizer: Its name.
+        optimizer: Its name instead of the recipe's.
         seed: Of the run.
         lr: Instead of the recipe's.
 
@@ -120,6 +122,7 @@ def single_run(options: Training, optimizer: str, seed: int, lr: float | None) -
     recipe = recipe_of(options)
     from saiopt.lab.compare import plan
 
+    optimizer = optimizer or recipe.optimizer
     with refusing(ValueError):
         lrs = {} if lr is None else {optimizer: lr}
         return plan(recipe, [optimizer], [seed], lrs)[0]

@@ -11,30 +11,48 @@ from saiopt.lab.published_data import read_checkpoint
 
 
 def language_model(source: str) -> tuple[Callable[[], nn.Module], Any]:
-    """Find a causal language model.
+    """Find a causal language model and its tokenizer, under ``task.model``.
 
     Args:
         source: Its name on the hub, or its folder.
 
     Returns:
-        A function that builds it, with its weights unless it is built on the meta
-        device; and its tokenizer.
+        As :func:`causal_model` with float32 weights; and its tokenizer.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    config = read_checkpoint(source, "model", AutoConfig.from_pretrained)
+    build = causal_model(source, "model", torch.float32)
+    return build, read_checkpoint(source, "model", AutoTokenizer.from_pretrained)
+
+
+def causal_model(
+    source: str, field: str, dtype: torch.dtype
+) -> Callable[[], nn.Module]:
+    """Find a causal language model.
+
+    Args:
+        source: Its name on the hub, or its folder.
+        field: The task's field that names it.
+        dtype: Of its weights; each is converted as it is read.
+
+    Returns:
+        A function that builds it, with its weights unless it is built on the meta
+        device.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = read_checkpoint(source, field, AutoConfig.from_pretrained)
     config.use_cache = False
-    tokenizer = read_checkpoint(source, "model", AutoTokenizer.from_pretrained)
 
     def build() -> nn.Module:
         if torch.get_default_device().type == "meta":
-            return AutoModelForCausalLM.from_config(copy.deepcopy(config))
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
         return read_checkpoint(
             source,
-            "model",
+            field,
             lambda name: AutoModelForCausalLM.from_pretrained(
-                name, config=copy.deepcopy(config), dtype=torch.float32
+                name, config=copy.deepcopy(config), dtype=dtype
             ),
         )
 
-    return build, tokenizer
+    return build

@@ -30,7 +30,8 @@ class Row:
         metric: Over the seeds that did not diverge; None if all did.
         diverged: Step of divergence by seed.
         state_bytes_per_parameter: Measured on the optimizer after a step.
-        step_seconds: Median over seeds of the runs' median ``step()``.
+        step_seconds: Median over seeds of the runs' median ``step()``; None where steps
+            are part of the backward pass.
         total_seconds: Sum over seeds.
     """
 
@@ -40,7 +41,7 @@ class Row:
     metric: Estimate | None
     diverged: Mapping[int, int]
     state_bytes_per_parameter: float
-    step_seconds: float
+    step_seconds: float | None
     total_seconds: float
 
 
@@ -119,6 +120,11 @@ def prepare(runs: Sequence[Run], ranks: Ranks = ALONE) -> Task:
     with torch.device("meta"):
         model = task.build_model(runs[0].seed)
     ranks.require_shareable(model)
+    if runs[0].recipe.gradient_release and ranks.strategy == "ddp":
+        raise ValueError(
+            "strategy must be fsdp2 with gradient_release, since DDP keeps all "
+            "gradients in its buckets, got ddp"
+        )
     for run in {run.optimizer: run for run in runs}.values():
         build_optimizer(run.optimizer, model, run.lr, run.weight_decay, run.seed)
     return task
@@ -226,7 +232,7 @@ def _lr(table: Mapping[str, float], optimizer: str) -> float:
     if optimizer not in table:
         raise ValueError(
             f"lr must be given for {optimizer}, for which the recipe has none "
-            f"(it has {', '.join(table)})"
+            f"(it has {', '.join(table) or 'none for any'})"
         )
     return table[optimizer]
 
@@ -239,7 +245,8 @@ def _folder(outcomes: Sequence[Outcome], runs_dir: Path) -> Path:
 def _row(group: Sequence[Outcome]) -> Row:
     values = [outcome.value for outcome in group if outcome.value is not None]
     results = [outcome.result for outcome in group]
-    steps = sorted(result["step_seconds"]["median"] for result in results)
+    times = [result["step_seconds"] for result in results if result["step_seconds"]]
+    steps = sorted(time["median"] for time in times)
     return Row(
         optimizer=group[0].run.optimizer,
         lr=group[0].run.lr,
@@ -253,6 +260,6 @@ def _row(group: Sequence[Outcome]) -> Row:
         state_bytes_per_parameter=(
             results[0]["state_bytes"] / results[0]["num_parameters"]
         ),
-        step_seconds=steps[len(steps) // 2],
+        step_seconds=steps[len(steps) // 2] if steps else None,
         total_seconds=sum(result["total_seconds"] for result in results),
     )

@@ -4,7 +4,7 @@ from rich.table import Table
 
 from saiopt.lab.compare import Comparison
 from saiopt.lab.intervals import result_text
-from saiopt.lab.progress import duration
+from saiopt.lab.progress import duration, milliseconds
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -34,7 +34,7 @@ def comparison_table(comparison: Comparison) -> Table:
             f"{row.lr:g}",
             result_text(row.metric, row.diverged),
             f"{row.state_bytes_per_parameter:.2f}",
-            f"{1000 * row.step_seconds:.2f}",
+            milliseconds(row.step_seconds),
             duration(row.total_seconds),
             style="bold" if is_best and len(means) > 1 else None,
         )

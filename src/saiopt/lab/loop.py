@@ -1,10 +1,11 @@
 """The training loop: nothing stands between it and ``optimizer.step()``."""
 
+import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from saiopt.lab.run import Run
 from saiopt.lab.run_folder import RunFolder
 from saiopt.lab.schedules import lr_factor
 from saiopt.lab.task import Batch, Illustrated, Task
+from saiopt.optimizer import SGDSaI
+from saiopt.release import step_in_backward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +103,10 @@ class _Session:
         self._resume()
 
     def run_to_end(self) -> dict[str, Any]:
+        with self._releasing():
+            return self._run_to_end()
+
+    def _run_to_end(self) -> dict[str, Any]:
         self.observe(Progress(self.run, self.step, status="started"))
         metrics: dict[str, float] = {}
         while True:
@@ -126,18 +133,38 @@ class _Session:
         self.optimizer.zero_grad()
         loss = self._accumulate(batch)
         line = {"step": self.step, "lr": lr, "loss": self.ranks.mean(loss)}
-        probe = self.probe if self._is_probed() else None
-        if probe is not None:
-            probe.record(self.step)
-        line["grad_norm"] = self._clip()
-        line["step_seconds"] = self._timed_step()
-        if probe is not None:
-            rows = probe.record_updates(self.optimizer)
-            line["gsnr"] = [dataclasses.asdict(row) for row in rows]
+        if not self.recipe.gradient_release:
+            line |= self._step()
         self.folder.append(line)
         self.step += 1
         self.observe(Progress(self.run, self.step, line["loss"]))
         return line["loss"]
+
+    def _step(self) -> dict[str, Any]:
+        """Step with the gradients that are there; return what the log says of it."""
+        probe = self.probe if self._is_probed() else None
+        if probe is not None:
+            probe.record(self.step)
+        line: dict[str, Any] = {"grad_norm": self._clip()}
+        line["step_seconds"] = self._timed_step()
+        if probe is not None:
+            rows = probe.record_updates(self.optimizer)
+            line["gsnr"] = [dataclasses.asdict(row) for row in rows]
+        return line
+
+    @contextlib.contextmanager
+    def _releasing(self) -> Iterator[None]:
+        """Let backward passes step where the recipe wants it."""
+        if not self.recipe.gradient_release:
+            yield
+            return
+        handle = step_in_backward(cast("SGDSaI", self.optimizer))
+        try:
+            yield
+        finally:
+            # The hooks tie model and optimizer together, and what is tied is not freed
+            # before the next run builds its own.
+            handle.remove()
 
     def _accumulate(self, batch: Batch) -> Tensor:
         """Add up the gradients of the micro-batches; return their mean loss."""
@@ -225,6 +252,7 @@ class _Session:
         seconds = sorted(
             line["step_seconds"] for line in self.folder.log() if "step_seconds" in line
         )
+        shares = (("p10", 0.1), ("median", 0.5), ("p90", 0.9))
         return {
             "status": status,
             "step": self.step,
@@ -233,9 +261,11 @@ class _Session:
                 p.numel() for p in self.model.parameters() if p.requires_grad
             ),
             "state_bytes": state_bytes(self.optimizer),
+            # Steps within the backward pass have no time of their own.
             "step_seconds": {
-                name: seconds[int(share * (len(seconds) - 1))]
-                for name, share in (("p10", 0.1), ("median", 0.5), ("p90", 0.9))
-            },
+                name: seconds[int(share * (len(seconds) - 1))] for name, share in shares
+            }
+            if seconds
+            else None,
             "total_seconds": time.perf_counter() - self.started,
         }

@@ -209,3 +209,12 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}:{rest:02d} min"
     return f"{minutes // 60}:{minutes % 60:02d} h"
+
+
+def milliseconds(seconds: float | None) -> str:
+    """Write a step's time, nothing where there is none.
+
+    >>> milliseconds(0.01234), milliseconds(None)
+    ('12.34', '')
+    """
+    return "" if seconds is None else f"{1000 * seconds:.2f}"

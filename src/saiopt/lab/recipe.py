@@ -1,7 +1,7 @@
 """One experiment apart from the optimizer and the seed."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -9,6 +9,13 @@ if TYPE_CHECKING:
 
 SCHEDULES = ("constant", "linear", "cosine", "step")
 _COUNTS = ("steps", "batch_size", "eval_every", "checkpoint_every", "micro_batches")
+# How text becomes a value, and what a message calls such a value.
+_KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
+    bool: ({"true": True, "false": False}.__getitem__, "true or false"),
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    str: (str, "text"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +55,9 @@ class Recipe:
         lrs: Peak learning rate by optimizer name.
         micro_batches: Parts of a rank's batch that are in memory one after another,
             their gradients added up.
+        gradient_release: Whether each parameter steps during the backward pass, as soon
+            as its gradient is complete, which is then freed.
+        optimizer: Name of the one that trains where none is asked for.
         size: ``"small"``, or ``"published"`` for what needs data and machines.
 
     Raises:
@@ -68,6 +78,8 @@ class Recipe:
     decay_per_step: float
     lrs: Mapping[str, float]
     micro_batches: int = 1
+    gradient_release: bool = False
+    optimizer: str = "sgdsai"
     size: Literal["small", "published"] = "small"
 
     def __post_init__(self) -> None:
@@ -92,6 +104,20 @@ class Recipe:
                 "batch_size must be a multiple of micro_batches, got "
                 f"{self.batch_size} and {self.micro_batches}"
             )
+        if self.gradient_release:
+            self._check_release()
+
+    def _check_release(self) -> None:
+        if self.clip_norm:
+            raise ValueError(
+                "clip_norm must be 0 with gradient_release, where no moment has all "
+                f"gradients, got {self.clip_norm}"
+            )
+        if self.micro_batches > 1:
+            raise ValueError(
+                "micro_batches must be 1 with gradient_release, since adding up keeps "
+                f"all gradients, got {self.micro_batches}"
+            )
 
 
 def override(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
@@ -105,7 +131,7 @@ def override(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
         The new recipe.
 
     Raises:
-        ValueError: If a field is unknown, no number or text, or out of its range.
+        ValueError: If a field is unknown, not of its kind, or out of its range.
     """
     own = {k: v for k, v in settings.items() if not k.startswith("task.")}
     of_task = {k[5:]: v for k, v in settings.items() if k.startswith("task.")}
@@ -119,17 +145,17 @@ def _parse(
     kinds = {
         field.name: type(getattr(target, field.name))
         for field in dataclasses.fields(target)
-        if type(getattr(target, field.name)) in {int, float, str}
-        and field.name not in {"name", "description", "size"}
+        if type(getattr(target, field.name)) in _KINDS
+        and field.name not in {"name", "description", "optimizer", "size"}
     }
     values: dict[str, Any] = {}
     for name, text in settings.items():
         if name not in kinds:
             names = ", ".join(prefix + kind for kind in kinds)
             raise ValueError(f"set must name one of {names}, got {prefix}{name}")
+        read, kind = _KINDS[kinds[name]]
         try:
-            values[name] = kinds[name](text)
-        except ValueError:
-            kind = "a whole number" if kinds[name] is int else "a number"
+            values[name] = read(text)
+        except (KeyError, ValueError):
             raise ValueError(f"{prefix}{name} must be {kind}, got {text}") from None
     return values

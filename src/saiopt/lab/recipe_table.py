@@ -31,12 +31,12 @@ def lr_table(recipes: Iterable[Recipe]) -> Table:
     """Lay out the learning rates, one row per recipe and one column per optimizer.
 
     Args:
-        recipes: The rows.
+        recipes: The rows; those without a learning rate are left out.
 
     Returns:
         The table.
     """
-    recipes = list(recipes)
+    recipes = [recipe for recipe in recipes if recipe.lrs]
     optimizers = list(dict.fromkeys(name for recipe in recipes for name in recipe.lrs))
     table = _table()
     table.add_column("learning rates")

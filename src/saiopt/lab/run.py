@@ -6,11 +6,20 @@ import json
 from importlib.metadata import version
 from typing import Any
 
-from saiopt.lab.optimizers import get_optimizer
+from saiopt.lab.optimizers import OPTIMIZERS, get_optimizer
 from saiopt.lab.recipe import Recipe
 
 # These fields of a recipe change nothing in a run's numbers.
-_IRRELEVANT = ("description", "metric", "checkpoint_every", "lrs", "size")
+_IRRELEVANT = (
+    "description",
+    "metric",
+    "checkpoint_every",
+    "lrs",
+    "optimizer",
+    "size",
+)
+# Where a field has this value, a run is the same as before there was such a field.
+_ADDED_LATER = {"micro_batches": 1, "gradient_release": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +35,8 @@ class Run:
         fixed_weight_decay: λ instead of the one that the recipe's decay per step gives.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of its range, or does not go with the
+            recipe's gradient release.
     """
 
     recipe: Recipe
@@ -47,6 +57,21 @@ class Run:
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(
                 f"weight_decay must be finite and at least 0, got {self.weight_decay}"
+            )
+        if self.recipe.gradient_release:
+            self._check_release()
+
+    def _check_release(self) -> None:
+        if not get_optimizer(self.optimizer).steps_in_backward:
+            names = ", ".join(n for n, s in OPTIMIZERS.items() if s.steps_in_backward)
+            raise ValueError(
+                f"optimizer must be one of {names} with gradient_release, got "
+                f"{self.optimizer}"
+            )
+        if self.gsnr_every:
+            raise ValueError(
+                "gsnr_every must be 0 with gradient_release, which frees gradients "
+                f"before they can be measured, got {self.gsnr_every}"
             )
 
     @property
@@ -69,9 +94,9 @@ class Run:
     def describe(self) -> dict[str, Any]:
         """Return what the user chose, as JSON types."""
         recipe = dataclasses.asdict(self.recipe)
-        if self.recipe.micro_batches == 1:
-            # As in runs from before there were micro-batches, which are the same runs.
-            del recipe["micro_batches"]
+        for field, value in _ADDED_LATER.items():
+            if recipe[field] == value:
+                del recipe[field]
         description = {
             "recipe": {k: v for k, v in recipe.items() if k not in _IRRELEVANT},
             "optimizer": self.optimizer,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from saiopt.optimizer import SGDSaI
+
 from .caching_allocator import Footprint, footprint
 from .state_allocation import (
     OptimizerFactory,
@@ -110,7 +112,7 @@ def estimate(
     trainable = [p for p in params if p.requires_grad]
     if not trainable:
         raise ValueError("model must have a parameter that requires a gradient")
-    optimizer = allocate_state(trainable, optimizer_factory)
+    state = _state(model, optimizer_factory, trainable, dtype, num_shards)
     gradient_sizes = [storage_bytes(p) for p in trainable]
     return Estimate(
         num_params=sum(p.numel() for p in model.parameters()),
@@ -118,7 +120,7 @@ def estimate(
         weights=footprint(map(storage_bytes, params)),
         buffers=footprint(_buffer_sizes(model, dtype)),
         gradients=footprint(gradient_sizes),
-        state=_device_footprint(state_tensors(optimizer)),
+        state=_device_footprint(state),
         largest_gradient_bytes=max(gradient_sizes),
     )
 
@@ -136,14 +138,36 @@ def _check(model: object, dtype: object, num_shards: object) -> None:
         raise ValueError(f"num_shards must be >= 1, got {num_shards}")
 
 
+def _state(
+    model: nn.Module,
+    optimizer_factory: OptimizerFactory,
+    shards: list[nn.Parameter],
+    dtype: torch.dtype | None,
+    num_shards: int,
+) -> list[Tensor]:
+    """Return the state's tensors on the rank that holds most."""
+    optimizer = allocate_state(shards, optimizer_factory)
+    if num_shards == 1 or not isinstance(optimizer, SGDSaI):
+        return state_tensors(optimizer)
+    # It chooses the momentum's form from the whole block, and cuts that by rows.
+    whole = [_shard(p, dtype, 1) for p in model.parameters() if p.requires_grad]
+    optimizer = allocate_state(whole, optimizer_factory)
+    return [_largest_rows(t, num_shards) for t in state_tensors(optimizer)]
+
+
+def _largest_rows(tensor: Tensor, num_shards: int) -> Tensor:
+    shape = list(tensor.shape)
+    if shape:
+        shape[0] = -(-shape[0] // num_shards)
+    return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+
+
 def _shard(
     param: nn.Parameter, dtype: torch.dtype | None, num_shards: int
 ) -> nn.Parameter:
     """Return the largest shard of a parameter, on the meta device."""
-    shape = list(param.shape)
-    if shape:
-        shape[0] = -(-shape[0] // num_shards)
-    local = torch.empty(shape, dtype=_dtype(param, dtype), device="meta")
+    whole = torch.empty(param.shape, dtype=_dtype(param, dtype), device="meta")
+    local = _largest_rows(whole, num_shards)
     return nn.Parameter(local, requires_grad=param.requires_grad)
 
 

@@ -16,7 +16,9 @@ _ADAMW_SETTINGS = {"betas": (0.9, 0.95), "eps": 1e-8}
 
 def _sai(scaling: str, source: str = _RELEASE) -> OptimizerSpec:
     settings = {"momentum": 0.9, "eps": 1e-8, "scaling": scaling}
-    return OptimizerSpec(scaled_once.sgdsai, settings, source)
+    # Algorithm 1 divides by the largest g-SNR of all gradients.
+    alone = scaling != "gsnr_max"
+    return OptimizerSpec(scaled_once.sgdsai, settings, source, steps_in_backward=alone)
 
 
 OPTIMIZERS: dict[str, OptimizerSpec] = {
@@ -28,6 +30,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
             {"momentum": 0.9, "eps": 1e-8, "scaling": "gsnr", "state_dtype": name},
             f"as sgdsai, with momentum in {name}",
             lr_of="sgdsai",
+            steps_in_backward=True,
         )
         for suffix, name in (("bf16", "bfloat16"), ("int8", "int8"), ("int4", "int4"))
     },

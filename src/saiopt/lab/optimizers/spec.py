@@ -18,6 +18,8 @@ class OptimizerSpec:
         settings: Everything beyond learning rate and decay; part of a run's
             identity.
         source: Where the settings come from.
+        steps_in_backward: Whether a block can step while other blocks have no gradient
+            yet, as gradient release wants it.
         lr_of: Optimizer whose learning rate serves where a recipe has no own one.
         package: Distribution whose version is part of a run's identity.
         schedule: Instead of the recipe's, where the method prescribes its own.
@@ -29,6 +31,7 @@ class OptimizerSpec:
     build: Callable[..., Optimizer]
     settings: Mapping[str, Any]
     source: str
+    steps_in_backward: bool = False
     lr_of: str | None = None
     package: str | None = None
     schedule: str | None = None

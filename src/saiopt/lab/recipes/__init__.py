@@ -7,6 +7,7 @@ from saiopt.lab.recipes.ddpm_digits import ddpm_digits
 from saiopt.lab.recipes.gpt2_openwebtext import gpt2_openwebtext
 from saiopt.lab.recipes.gpt2m_lora_e2e import gpt2m_lora_e2e
 from saiopt.lab.recipes.gpt_stdlib import gpt_stdlib
+from saiopt.lab.recipes.llama2_7b_24gb import llama2_7b_24gb
 from saiopt.lab.recipes.lora_ddpm_digits import lora_ddpm_digits
 from saiopt.lab.recipes.lora_pydoc import lora_pydoc
 from saiopt.lab.recipes.resnet18_cifar10 import resnet18_cifar10
@@ -27,6 +28,7 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "resnet18-cifar10": resnet18_cifar10,
     "gpt2m-lora-e2e": gpt2m_lora_e2e,
     "sd-lora": sd_lora,
+    "llama2-7b-24gb": llama2_7b_24gb,
 }
 
 

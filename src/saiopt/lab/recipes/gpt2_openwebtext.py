@@ -10,9 +10,6 @@ from saiopt.lab.recipe import Metric, Recipe
 if TYPE_CHECKING:
     from saiopt.lab.tasks.token_language_model import TokenLanguageModel
 
-_HELD_OUT_SHARE = 0.0005
-_SPLIT_SEED = 2357
-
 
 @dataclasses.dataclass(frozen=True)
 class Gpt2OpenWebText:
@@ -43,28 +40,12 @@ class Gpt2OpenWebText:
         Returns:
             The task.
         """
-        from transformers import AutoTokenizer, GPT2Config
+        from transformers import GPT2Config, GPT2LMHeadModel
 
-        from saiopt.lab.pretraining import cache_folder
-        from saiopt.lab.published_data import read_checkpoint, read_table
+        from saiopt.lab.published_text import published_text
         from saiopt.lab.tasks.token_language_model import TokenLanguageModel
-        from saiopt.lab.token_files import tokenized
 
-        table = read_table(self.data, "train", ("text",))
-        tokenizer = read_checkpoint(
-            self.tokenizer, "tokenizer", AutoTokenizer.from_pretrained
-        )
-        parts = table.train_test_split(test_size=_HELD_OUT_SHARE, seed=_SPLIT_SEED)
-        train, held_out = (
-            tokenized(
-                parts[part],
-                lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"],
-                tokenizer.eos_token_id,
-                [self.data, table._fingerprint, self.tokenizer, part],
-                cache_folder(),
-            )
-            for part in ("train", "test")
-        )
+        _, train, held_out = published_text(self.data, self.tokenizer)
         config = GPT2Config(
             n_positions=self.context,
             resid_pdrop=0.0,
@@ -72,7 +53,14 @@ class Gpt2OpenWebText:
             attn_pdrop=0.0,
             use_cache=False,
         )
-        return TokenLanguageModel(config, train, held_out, self.held_out_examples)
+        return TokenLanguageModel(
+            lambda: GPT2LMHeadModel._from_config(config),
+            self.context,
+            train,
+            held_out,
+            self.held_out_examples,
+            evaluation_batch=4,
+        )
 
 
 def gpt2_openwebtext() -> Recipe:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saiopt.lab.intervals import Estimate, result_text
-from saiopt.lab.progress import duration
+from saiopt.lab.progress import duration, milliseconds
 from saiopt.lab.report.markup import best_index, note, picture, table
 from saiopt.lab.report.sources import Source
 
@@ -46,6 +46,6 @@ def _row(row: Mapping[str, Any]) -> Sequence[str]:
         f"{row['weight_decay']:.3g}",
         result_text(metric and Estimate(**metric), row["diverged"]),
         f"{row['state_bytes_per_parameter']:.2f}",
-        f"{1000 * row['step_seconds']:.2f}",
+        milliseconds(row["step_seconds"]),
         duration(row["total_seconds"]),
     )

@@ -4,12 +4,16 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, GPT2Config
 
 from saiopt.lab.draws import generator
 from saiopt.lab.stdlib_source import SourceText
 from saiopt.lab.task import Batch
+from saiopt.lab.tasks.next_token import (
+    evenly_spread,
+    held_out_loss,
+    next_token_loss,
+)
 
 if TYPE_CHECKING:
     from saiopt.lab.recipes.gpt_stdlib import GptStdlib
@@ -87,11 +91,8 @@ class ByteLanguageModel:
         Returns:
             A 0-d tensor in nats per byte.
         """
-        bytes_ = batch["bytes"]
-        logits = model(input_ids=bytes_[:, :-1]).logits
-        return cross_entropy(logits.reshape(-1, _VOCABULARY), bytes_[:, 1:].flatten())
+        return next_token_loss(model, batch["bytes"])
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return the loss on windows spread evenly over the held-out files.
 
@@ -101,12 +102,7 @@ class ByteLanguageModel:
         Returns:
             ``loss`` in nats per byte.
         """
-        device = next(model.parameters()).device
-        total = 0.0
-        for windows in self._held_out.split(_EVALUATION_BATCH):
-            mean = self.loss(model, {"bytes": windows.long().to(device)})
-            total += mean.item() * len(windows)
-        return {"loss": total / len(self._held_out)}
+        return {"loss": held_out_loss(model, self._held_out.split(_EVALUATION_BATCH))}
 
 
 def _as_bytes(text: bytes) -> Tensor:
@@ -120,5 +116,5 @@ def _windows(text: Tensor, context: int, count: int) -> Tensor:
             "task.held_out_examples must be between 1 and "
             f"{text.numel() // length}, got {count}"
         )
-    starts = torch.arange(count) * (text.numel() - length) // max(count - 1, 1)
+    starts = evenly_spread(count, length, text.numel())
     return text[starts[:, None] + torch.arange(length)]

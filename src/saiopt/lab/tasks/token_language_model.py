@@ -1,12 +1,17 @@
-"""GPT-2 at its published size on long rows of tokens."""
+"""A causal language model on long rows of tokens."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from saiopt.lab.draws import generator
 from saiopt.lab.task import Batch
+from saiopt.lab.tasks.next_token import (
+    evenly_spread,
+    held_out_loss,
+    next_token_loss,
+)
 from saiopt.lab.token_files import TokenFile
 
 
@@ -14,10 +19,12 @@ class TokenLanguageModel:
     """Predict the next token.
 
     Args:
-        config: Of the model; its ``n_positions`` is the length of an example.
+        build: Builds the model, its weights from torch's generator or a checkpoint.
+        context: Tokens that an example's last prediction sees.
         train: Tokens for training.
         held_out: Tokens that training never sees.
         held_out_examples: Examples per evaluation.
+        evaluation_batch: Examples that an evaluation holds in memory at once.
 
     Raises:
         ValueError: If a file is shorter than one example.
@@ -25,12 +32,14 @@ class TokenLanguageModel:
 
     def __init__(
         self,
-        config: GPT2Config,
+        build: Callable[[], nn.Module],
+        context: int,
         train: TokenFile,
         held_out: TokenFile,
         held_out_examples: int,
+        evaluation_batch: int,
     ) -> None:
-        self._config, self._length = config, config.n_positions + 1
+        self._build, self._length = build, context + 1
         for tokens in (train, held_out):
             if tokens.count < self._length:
                 raise ValueError(
@@ -39,19 +48,20 @@ class TokenLanguageModel:
                 )
         self._train, self._held_out = train, held_out
         self._examples = min(held_out_examples, held_out.count // self._length)
+        self._evaluation_batch = evaluation_batch
         self.fingerprint = f"{train.fingerprint}-{held_out.fingerprint}"
 
     def build_model(self, seed: int) -> nn.Module:
-        """Build GPT-2.
+        """Build the model.
 
         Args:
-            seed: Of the initial weights.
+            seed: Of the initial weights, unless they come from a checkpoint.
 
         Returns:
             The model on the CPU.
         """
         torch.manual_seed(seed)
-        return GPT2LMHeadModel._from_config(self._config)
+        return self._build()
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """Draw stretches from the training tokens.
@@ -78,11 +88,8 @@ class TokenLanguageModel:
         Returns:
             A 0-d tensor in nats per token.
         """
-        tokens = batch["tokens"]
-        logits = model(input_ids=tokens[:, :-1]).logits
-        return cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        return next_token_loss(model, batch["tokens"])
 
-    @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return the loss on stretches spread evenly over the held-out tokens.
 
@@ -92,11 +99,8 @@ class TokenLanguageModel:
         Returns:
             ``loss`` in nats per token.
         """
-        device = next(model.parameters()).device
-        last = self._held_out.count - self._length
-        starts = torch.arange(self._examples) * last // max(self._examples - 1, 1)
-        losses = []
-        for start in starts.split(4):
-            tokens = self._held_out.windows(start, self._length).to(device)
-            losses += [self.loss(model, {"tokens": tokens}).item()] * len(start)
-        return {"loss": sum(losses) / len(losses)}
+        held_out, length = self._held_out, self._length
+        starts = evenly_spread(self._examples, length, held_out.count)
+        parts = starts.split(self._evaluation_batch)
+        windows = (held_out.windows(part, length) for part in parts)
+        return {"loss": held_out_loss(model, windows)}

@@ -1,0 +1,90 @@
+"""Picture of step times as horizontal bars, with their spread and the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .figure import COLORS, figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_OTHERS = "#B8B8B8"
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Hold one optimizer's bar. Times are milliseconds.
+
+    Args:
+        label: the optimizer's.
+        is_ours: whether it comes from this package.
+        quartiles: lower quartile, median and upper quartile.
+        floor: of the optimizer's own bytes at the measured bandwidth.
+    """
+
+    label: str
+    is_ours: bool
+    quartiles: tuple[float, float, float]
+    floor: float
+
+
+def plot_step_times(bars: Sequence[StepTime], title: str, path: Path) -> None:
+    """Draw one bar for each optimizer.
+
+    Each bar ends at the median; the whisker spans the quartiles, and the short line is
+    the optimizer's own floor.
+
+    Args:
+        bars: at least one, from top to bottom.
+        title: parts between `` · ``; a new line begins behind the second.
+        path: the picture; its suffix names the format, its folder is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with figure([path], size=(7.6, 1.3 + 0.26 * len(bars))) as (_, (axes,)):
+        _draw(axes, bars[::-1])
+        axes.set_title(_two_lines(title), fontsize=8.5)
+
+
+def _draw(axes: Axes, bars: Sequence[StepTime]) -> None:
+    places = range(len(bars))
+    low, medians, high = zip(*(bar.quartiles for bar in bars), strict=True)
+    spread = (
+        [m - q for m, q in zip(medians, low, strict=True)],
+        [q - m for m, q in zip(medians, high, strict=True)],
+    )
+    axes.barh(
+        places,
+        medians,
+        xerr=spread,
+        height=0.62,
+        color=[COLORS[0] if bar.is_ours else _OTHERS for bar in bars],
+        error_kw={"elinewidth": 1, "ecolor": "#333333", "capsize": 2},
+    )
+    floors = [bar.floor for bar in bars]
+    lines = axes.vlines(
+        floors, [p - 0.42 for p in places], [p + 0.42 for p in places], COLORS[1]
+    )
+    lines.set_label("floor: every byte moved once")
+    axes.set_yticks(places, [bar.label for bar in bars])
+    for place, median, end in zip(places, medians, high, strict=True):
+        text = f"{median:.0f}" if median >= 10 else f"{median:.2g}"
+        axes.annotate(
+            text, (end, place), xytext=(4, 0), textcoords="offset points", va="center"
+        )
+    axes.set_xlabel("milliseconds per step (median, whiskers: quartiles)")
+    axes.margins(x=0.08, y=0.01)
+    axes.set_xlim(left=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.legend(loc="upper right", frameon=False)
+
+
+def _two_lines(text: str) -> str:
+    """Break a title behind its second part."""
+    parts = text.split(" · ")
+    return " · ".join(parts[:2]) + "\n" + " · ".join(parts[2:])
