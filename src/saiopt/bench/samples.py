@@ -18,7 +18,7 @@ from saiopt.optimizer import SGDSaI
 from .candidates import Candidate, silenced
 from .clock import peak_temporary_bytes, seconds, synchronize
 
-_SLOW_SECONDS = 3.0
+_SLOW_SECONDS = 1.0
 
 
 @dataclass
