@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from saiopt.cli import main, refusal
+from saiopt.cli import main
 
 TINY = [
     "--set",
@@ -120,14 +120,75 @@ def test_a_runs_folder_that_cannot_be_made_is_named(
     assert capsys.readouterr().err == f"saiopt: {expected}\n"
 
 
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("numba", "numba"),
+        ("datasets", "datasets"),
+        ("PIL", "pillow"),
+        ("sklearn", "scikit-learn"),
+        ("lion_pytorch", "lion-pytorch"),
+        ("matplotlib", "matplotlib"),
+    ],
+)
 def test_a_missing_extra_is_answered_with_the_command_that_installs_it(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    module: str,
+    package: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(refusal, "_EXTRAS", ("rich", "no_such_package"))
+    monkeypatch.setitem(sys.modules, module, None)
     assert main(["recipes"]) == 2
     error = capsys.readouterr().err
+    assert error.startswith("saiopt: ")
     assert "pip install 'saiopt[lab,plot]'" in error
-    assert "(missing: no_such_package)" in error
+    assert f"(missing: {package})" in error
+
+
+def test_a_package_that_cannot_be_imported_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken() -> None:
+        raise ImportError("no symbol\nin it", name="scipy.special")
+
+    monkeypatch.setattr("saiopt.cli.parsing.parse", lambda _: broken)
+    assert main(["recipes"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("saiopt: this command needs the package scipy in working")
+    assert error.endswith("(no symbol)\n")
+
+
+def test_an_import_error_of_our_own_is_not_hidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken() -> None:
+        raise ImportError("cannot import", name="saiopt.lab")
+
+    monkeypatch.setattr("saiopt.cli.parsing.parse", lambda _: broken)
+    with pytest.raises(ImportError):
+        main(["recipes"])
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_full_disk_during_a_sweep_is_answered_in_a_sentence(
+    workers: str, tmp_path: Path
+) -> None:
+    # Every process of the command, spawned ones too, reads this at its start.
+    (tmp_path / "sitecustomize.py").write_text(
+        "import errno, os\n"
+        "def full(*_): raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "os.fsync = full\n"
+    )
+    runs = ["--runs-dir", str(tmp_path / "runs"), "--workers", workers]
+    sweep = ["sweep", "vit-digits", *TINY, "--steps", "2", "--optimizers", "sgd"]
+    done = subprocess.run(
+        [sys.executable, "-m", "saiopt", *sweep, *runs],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"saiopt: the disk must have room .* device\)\n", done.stderr)
 
 
 def test_recipes_lists_every_recipe_with_its_learning_rates(

@@ -1,10 +1,11 @@
+import errno
 import math
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
-from saiopt.lab.atomic import write_atomically, write_json
+from saiopt.lab.atomic import full_disk, write_atomically, write_json
 
 
 def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
@@ -45,3 +46,23 @@ def test_json_without_a_standard_form_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "file.json", {"loss": math.inf})
     assert not list(tmp_path.iterdir())
+
+
+def test_what_did_not_fit_on_the_disk_is_removed(tmp_path: Path) -> None:
+    def full(file: BinaryIO) -> None:
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(tmp_path / "file", full)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_seen_through_the_errors_that_hide_it() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    hiding = RuntimeError("failed writing file")
+    hiding.__context__ = full
+    assert full_disk(hiding) is full
+    database = ValueError("database or disk is full")
+    assert full_disk(database) is database
+    assert full_disk(OSError(errno.EACCES, "Permission denied")) is None

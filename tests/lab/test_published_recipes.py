@@ -1,6 +1,7 @@
 import builtins
 import errno
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -249,6 +250,34 @@ def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"words": ["a"]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(FileNotFoundError, match="must have the columns text, got"):
         read_table(str(tmp_path), "train", ("text",))
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("train gpt2-openwebtext --optimizer adamw", "task.data .*hf download .*"),
+        ("train vit-s16-imagenet", "task.data .*hf download .*"),
+        ("train resnet18-cifar10", "task.data .*hf download .*"),
+        ("train gpt2m-lora-e2e", "task.data .*hf download .*"),
+        ("train sd-lora", "task.images must be a folder with PNG, .*"),
+        ("train sd-lora --set task.images=.", "task.images must be a folder .*"),
+        ("train resnet18-cifar10 --set task.data=.", "task.data must be a folder .*"),
+        ("noise phase --data mnist", "source must be a folder .* got none .*"),
+        ("noise phase --data cifar10 --source .", "source must be a folder .*"),
+    ],
+)
+def test_without_network_and_data_the_user_is_told_what_to_get(
+    command: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*command.split(), "--device", "cpu"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert re.fullmatch(f"saiopt: {sentence}\n", output.err)
 
 
 def test_a_full_disk_is_answered_in_a_sentence(

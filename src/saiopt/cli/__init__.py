@@ -4,7 +4,12 @@ import os
 import sys
 from collections.abc import Sequence
 
-from saiopt.cli.refusal import LostError, RefusalError, require_extras
+from saiopt.cli.refusal import (
+    LostError,
+    RefusalError,
+    refusing_failures,
+    require_extras,
+)
 
 _INTERRUPTED = 130
 
@@ -21,9 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         require_extras()
-        from saiopt.cli.parsing import parse
+        with refusing_failures():
+            from saiopt.cli.parsing import parse
 
-        parse(sys.argv[1:] if arguments is None else arguments)()
+            parse(sys.argv[1:] if arguments is None else arguments)()
     except RefusalError as refusal:
         # Under torchrun every process refuses alike, and one of them says so.
         if os.environ.get("RANK", "0") == "0" or isinstance(refusal, LostError):

@@ -1,24 +1,16 @@
 """How a command says no."""
 
-import errno
 import importlib.util
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import requires
 from pathlib import Path
 
-_EXTRAS = (
-    "diffusers",
-    "matplotlib",
-    "numpy",
-    "optuna",
-    "peft",
-    "PIL",
-    "rich",
-    "sklearn",
-    "transformers",
-    "tyro",
-)
+_EXTRAS = ("lab", "plot")
+# Where a package is not imported by its distribution's name.
+_MODULES = {"pillow": "PIL", "scikit-learn": "sklearn"}
 
 
 class RefusalError(Exception):
@@ -56,23 +48,35 @@ def refusing(
 
 
 @contextmanager
-def refusing_full_disk() -> Iterator[None]:
-    """Turn the error of a full disk into a refusal.
+def refusing_failures() -> Iterator[None]:
+    """Turn errors of the machine that can meet any command into refusals.
 
     Yields:
         Nothing.
 
     Raises:
-        RefusalError: If a file could not be written for want of space.
+        RefusalError: If the disk is full, or a package cannot be imported.
     """
+    from saiopt.lab.atomic import full_disk
+
     try:
         yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+    except ImportError as error:
+        package = (error.name or "saiopt").partition(".")[0]
+        if package == "saiopt":
             raise
         raise RefusalError(
-            "the disk must have room for runs and prepared data, free some; the same "
-            f"command goes on from the last checkpoint ({error})"
+            f"this command needs the package {package} in working order, install it "
+            f"with {_install(_EXTRAS)} ({_first_line(error)})"
+        ) from error
+    except Exception as error:
+        full = full_disk(error)
+        if full is None:
+            raise
+        raise RefusalError(
+            "the disk must have room for what the command writes, free some; the same "
+            f"command goes on from the last checkpoint if it trains "
+            f"({_first_line(full)})"
         ) from error
 
 
@@ -82,11 +86,12 @@ def require_extras() -> None:
     Raises:
         RefusalError: If one is missing.
     """
-    missing = [name for name in _EXTRAS if importlib.util.find_spec(name) is None]
+    names = [name for extra in _EXTRAS for name in _packages(extra)]
+    missing = [name for name in dict.fromkeys(names) if not _is_there(name)]
     if missing:
         raise RefusalError(
-            "the command line needs more packages, install them with "
-            f"pip install 'saiopt[lab,plot]' (missing: {', '.join(missing)})"
+            f"the command line needs more packages, install them with "
+            f"{_install(_EXTRAS)} (missing: {', '.join(missing)})"
         )
 
 
@@ -108,3 +113,26 @@ def require_writable(folder: Path) -> None:
         raise RefusalError(
             f"runs_dir must be a folder that can be written, got {folder}"
         )
+
+
+def _packages(extra: str) -> list[str]:
+    """List what an extra of this package installs, by its own metadata."""
+    lines = [line.partition(";") for line in requires("saiopt") or []]
+    wanted = re.compile(rf"extra\s*==\s*['\"]{extra}['\"]")
+    names = [
+        re.match(r"[\w.-]+", line) for line, _, rule in lines if wanted.search(rule)
+    ]
+    return [name.group() for name in names if name is not None]
+
+
+def _is_there(package: str) -> bool:
+    module = _MODULES.get(package, package.replace("-", "_"))
+    return importlib.util.find_spec(module) is not None
+
+
+def _install(extras: Sequence[str]) -> str:
+    return f"pip install 'saiopt[{','.join(extras)}]'"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

@@ -11,7 +11,6 @@ from saiopt.cli.refusal import (
     LostError,
     RefusalError,
     refusing,
-    refusing_full_disk,
     require_writable,
 )
 
@@ -151,7 +150,6 @@ def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") ->
 
     device, recipe = device_of(options), runs[0].recipe
     with (
-        refusing_full_disk(),
         refusing(ConnectionError, to=LostError),
         refusing(ValueError, FileNotFoundError, RunFolderError),
         together(

@@ -1,5 +1,7 @@
 """Files that are there whole or not at all."""
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -11,17 +13,22 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replace a file by a new one, or leave it as it was.
 
     Whenever the process or the machine stops, ``path`` holds the old bytes or the new
-    ones.
+    ones. Where the disk is full, what was begun takes no room.
 
     Args:
         path: File to write; its folder exists.
         write: Gets the open temporary file beside ``path``.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     temporary.replace(path)
     sync_folder(path.parent)
 
@@ -48,3 +55,21 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def full_disk(error: BaseException | None) -> BaseException | None:
+    """Find out whether an error comes from a full disk.
+
+    Args:
+        error: Any; torch and SQLite hide the system's error behind their own.
+
+    Returns:
+        The error that says so, among this one and those behind it.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return error
+        if "database or disk is full" in str(error):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

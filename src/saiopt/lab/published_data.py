@@ -1,12 +1,12 @@
 """Data sets and models in the form in which they are published."""
 
-import errno
 import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
+from saiopt.lab.atomic import full_disk
 from saiopt.lab.pretraining import cache_folder
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ _TABLES = {
     "json": "json",
     "csv": "csv",
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def require(package: str, extra: str) -> ModuleType:
@@ -121,7 +120,7 @@ def _obtain(source: str, field: str, load: Callable[[], _T]) -> _T:
     try:
         return load()
     except Exception as error:  # the hub's clients raise whatever their parts raise
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if full_disk(error) is not None:
             raise
         kind = "dataset" if field == "data" else "model"
         raise FileNotFoundError(

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saiopt.lab.atomic import full_disk
 from saiopt.lab.draws import generator
 
 _CIFAR_VEHICLES = (0, 1, 8, 9)  # airplane, automobile, ship, truck
@@ -97,7 +98,16 @@ def _published(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     from datasets import load_dataset
 
-    rows = load_dataset(name if source is None else str(source), split="train")
+    try:
+        rows = load_dataset(name if source is None else str(source), split="train")
+    except Exception as error:  # the hub's client raises whatever its parts raise
+        if full_disk(error) is not None:
+            raise
+        raise FileNotFoundError(
+            f"source must be a folder with the parquet files of {name}, which must be "
+            f"in reach on the hub otherwise, got {source or 'none'} "
+            f"({type(error).__name__})"
+        ) from error
     columns = rows.with_format("numpy")[:]
     return np.stack(columns[image]), np.asarray(columns[label])
 

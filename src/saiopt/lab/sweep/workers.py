@@ -1,6 +1,7 @@
 """Processes that train the cells of a sweep."""
 
 import dataclasses
+import errno
 import multiprocessing
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from saiopt.lab.atomic import full_disk
 from saiopt.lab.environment import numerics
 from saiopt.lab.outcome import carry_out
 from saiopt.lab.run_folder import RunFolderError
@@ -106,6 +108,7 @@ def work_off_together(
 
     Raises:
         RunFolderError: If a run's folder is damaged or in use.
+        OSError: If a worker has found the disk full.
     """
     context = multiprocessing.get_context("spawn")
     workers: dict[Any, Any] = {}
@@ -141,8 +144,8 @@ def _listen(
             except EOFError:
                 ears.remove(ear)
                 continue
-            if isinstance(message, str):
-                raise RunFolderError(message)
+            if isinstance(message, Exception):
+                raise message
             index, cell = message
             announce(sweeps[index], cell)
 
@@ -154,9 +157,16 @@ def _work(sweeps: Sequence[Sweep], place: Place, mouth: Connection) -> None:
     try:
         work_off(sweeps, sweeps[0].recipe.task.load(), place, tell)
     except RunFolderError as error:
-        mouth.send(str(error))
+        mouth.send(error)
     except (KeyboardInterrupt, BrokenPipeError):
         sys.exit(1)
+    except Exception as error:
+        full = full_disk(error)
+        if full is None:
+            raise
+        # The database's own errors do not all survive the pipe.
+        is_plain = isinstance(full, OSError)
+        mouth.send(full if is_plain else OSError(errno.ENOSPC, str(full)))
 
 
 def _software(numerics: Mapping[str, Any]) -> dict[str, Any]:
