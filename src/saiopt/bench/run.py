@@ -31,8 +31,8 @@ def run_bench(plan: Plan, observe: Observe = lambda _: None) -> list[Row]:
 
     Every round visits all candidates in a new random order, so that a machine that
     slows down slows all of them. One optimizer is alive at a time, and all step the
-    same parameters. An optimizer that needs a second or more for a step takes one, in the first
-    round.
+    same parameters. An optimizer that needs a second or more for a step takes one, in
+    the first round.
 
     Args:
         plan: what to run.

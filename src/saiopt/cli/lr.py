@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from saiopt.cli.output import new_console, print_json
-from saiopt.cli.refusal import refusing, refusing_full_disk
+from saiopt.cli.refusal import refusing
 from saiopt.cli.training import Choice, device_of, recipe_of
 
 
@@ -38,7 +38,7 @@ class Lr(Choice):
         from saiopt.lab.lr_rule import USUAL_ADAMW_LR, propose
         from saiopt.lab.optimizers import get_optimizer
 
-        with refusing_full_disk(), refusing(ValueError, FileNotFoundError):
+        with refusing(ValueError, FileNotFoundError):
             get_optimizer(self.optimizer)
             get_optimizer(self.known)
             known_lr = self.known_lr
