@@ -117,8 +117,11 @@ def test_pictures_of_generated_digits_are_in_the_run_folder(
 ) -> None:
     recipe, task = tasks["ddpm-digits"]
     outcome = carry_out(Run(recipe, "adamw", 0.01, 0), task, tmp_path, CPU, print)
-    with Image.open(tmp_path / outcome.folder / "samples.png") as picture:
-        assert picture.size == (8 * 52 + 4, 8 * 52 + 4)
+    for name in ("samples.png", "real.png"):
+        with Image.open(tmp_path / outcome.folder / name) as picture:
+            assert picture.size == (8 * 72 + 8, 8 * 72 + 8)
+            pixels = picture.convert("L").tobytes()
+    assert sum(pixels) / len(pixels) > 128, "digits must be dark on a light ground"
 
 
 def test_diffusion_learns_the_classes_it_is_given() -> None:

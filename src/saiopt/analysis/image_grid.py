@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-_GAP = 4
-_SMALLEST_SIDE = 48
+_GAP = 8
+_SMALLEST_SIDE = 64
 
 
 def write_grid(path: Path, images: Tensor) -> None:

@@ -127,11 +127,19 @@ class DigitDiffusion:
             model: In eval mode.
 
         Returns:
-            ``samples``, shape (8, 8, 8, 8): rows, columns, and the pixels of each
-            image, in [0, 1].
+            ``samples``, and held-out images to compare them with as ``real``, shape
+            (8, 8, 8, 8): rows, columns, and the pixels of each image, in [0, 1], dark
+            digits on a light ground.
         """
-        images = self._sample(model, _GRID * _GRID)
-        return {"samples": (images + 1).div(2).view(_GRID, _GRID, 8, 8).cpu()}
+        count = _GRID * _GRID
+        images = {
+            "samples": self._sample(model, count),
+            "real": self._digits.held_out_images[:count],
+        }
+        return {
+            name: (1 - pixels).div(2).view(_GRID, _GRID, 8, 8).cpu()
+            for name, pixels in images.items()
+        }
 
     def _sample(self, model: nn.Module, count: int) -> Tensor:
         device = next(model.parameters()).device
