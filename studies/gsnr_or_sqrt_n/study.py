@@ -50,14 +50,14 @@ def draw(recipes: list[str], found: list[Comparison], out: Path) -> None:
     panels, intervals = {}, {}
     for recipe in recipes:
         mine = [c for c in found if c.recipe == recipe and c.gains]
-        label = f"{recipe}: gain in {get_recipe(recipe).metric.label}"
-        panels[label] = {f"over {CONTROLS[c.control]}": c.gains for c in mine}
-        intervals[label] = {
+        panels[recipe] = {f"over {CONTROLS[c.control]}": c.gains for c in mine}
+        intervals[recipe] = {
             f"over {CONTROLS[c.control]}": (c.interval.mean, c.interval.half_width or 0)
             for c in mine
         }
     paths = [out / f"gains.{suffix}" for suffix in ("png", "svg")]
-    plot_differences(panels, intervals, paths)
+    labels = {name: f"gain in {get_recipe(name).metric.label}" for name in recipes}
+    plot_differences(panels, intervals, labels, paths)
 
 
 def main() -> None:

@@ -51,12 +51,12 @@ def draw(recipes: list[str], found: list[Comparison], out: Path) -> None:
     for recipe in recipes:
         mine = [c for c in found if c.recipe == recipe and c.gains]
         names = [f"{c.optimizer} over {c.control}" for c in mine]
-        label = f"{recipe}: gain in {get_recipe(recipe).metric.label}"
-        panels[label] = dict(zip(names, (c.gains for c in mine), strict=True))
+        panels[recipe] = dict(zip(names, (c.gains for c in mine), strict=True))
         widths = ((c.interval.mean, c.interval.half_width or 0.0) for c in mine)
-        intervals[label] = dict(zip(names, widths, strict=True))
+        intervals[recipe] = dict(zip(names, widths, strict=True))
     paths = [out / f"gains.{suffix}" for suffix in ("png", "svg")]
-    plot_differences(panels, intervals, paths)
+    labels = {name: f"gain in {get_recipe(name).metric.label}" for name in recipes}
+    plot_differences(panels, intervals, labels, paths)
 
 
 def main() -> None:

@@ -85,6 +85,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     """Print the difference of every variant from float32, and draw it."""
     panels: dict[str, dict[str, list[float]]] = {}
     intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    labels: dict[str, str] = {}
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         metric = get_recipe(recipe).metric
         values = {
@@ -93,20 +94,20 @@ def report(rows: list[dict[str, Any]]) -> None:
             if row["recipe"] == recipe
         }
         seeds = sorted({seed for _, seed in values})
-        label = f"{recipe}: {metric.label}, difference from float32"
+        labels[recipe] = f"difference in {metric.label}"
         for variant in list(VARIANTS)[1:]:
             pairs = [values[variant, s] - values["float32", s] for s in seeds]
             found = estimate(pairs)
-            panels.setdefault(label, {})[variant] = pairs
+            panels.setdefault(recipe, {})[variant] = pairs
             interval = (found.mean, found.half_width or 0.0)
-            intervals.setdefault(label, {})[variant] = interval
+            intervals.setdefault(recipe, {})[variant] = interval
             mean = statistics.fmean(values[variant, s] for s in seeds)
             print(
                 f"{recipe:<12}{variant:<22}{mean:.4f}"
                 f"{interval[0]:>+9.4f} ± {interval[1]:.4f} (n={found.count})"
             )
     paths = [HERE / f"differences.{suffix}" for suffix in ("png", "svg")]
-    plot_differences(panels, intervals, paths)
+    plot_differences(panels, intervals, labels, paths)
 
 
 def main() -> None:

@@ -82,14 +82,14 @@ def report(rows: list[dict[str, Any]]) -> None:
                 f"{difference.mean:+.2f} ± {difference.half_width:.2f} "
                 f"(n={difference.count})"
             )
-        label = f"{optimizer}: log₂(proposed / swept)"
-        panels[label] = {RULES[r]: found for r, found in errors.items()}
-        intervals[label] = {
+        panels[optimizer] = {RULES[r]: found for r, found in errors.items()}
+        intervals[optimizer] = {
             RULES[r]: (estimate(found).mean, estimate(found).half_width or 0.0)
             for r, found in errors.items()
         }
     paths = [HERE / f"errors.{suffix}" for suffix in ("png", "svg")]
-    plot_differences(panels, intervals, paths)
+    labels = dict.fromkeys(OPTIMIZERS, "log₂(proposed / swept)")
+    plot_differences(panels, intervals, labels, paths)
 
 
 def main() -> None:

@@ -11,27 +11,29 @@ _MOST_COLUMNS = 3
 def plot_differences(
     panels: Mapping[str, Mapping[str, Sequence[float]]],
     intervals: Mapping[str, Mapping[str, tuple[float, float]]],
+    labels: Mapping[str, str],
     paths: Sequence[Path],
 ) -> None:
-    """Draw one panel per metric and one line per variant: its pairs and its interval.
+    """Draw one panel per recipe and one line per variant: its pairs and its interval.
 
     Panels have the same variants.
 
     Args:
-        panels: Axis label, variant, then one difference per pair.
-        intervals: Axis label, variant, then mean and half-width of the interval.
+        panels: Recipe, variant, then one difference per pair.
+        intervals: Recipe, variant, then mean and half-width of the interval.
+        labels: Axis label by recipe.
         paths: Files to write.
     """
     columns = min(len(panels), _MOST_COLUMNS)
     rows = -(-len(panels) // columns)
     most = max(map(len, panels.values()))
-    size = (4.6 * columns, (1 + 0.37 * most) * rows)
+    size = (4.6 * columns, (1.2 + 0.37 * most) * rows)
     with figure(paths, size, columns, rows) as (_, all_axes):
         for unused in all_axes[len(panels) :]:
             unused.remove()
-        for axes, (label, variants) in zip(all_axes, panels.items(), strict=False):
+        for axes, (recipe, variants) in zip(all_axes, panels.items(), strict=False):
             for place, (variant, pairs) in enumerate(variants.items()):
-                mean, half_width = intervals[label][variant]
+                mean, half_width = intervals[recipe][variant]
                 axes.plot(pairs, [place] * len(pairs), "o", ms=3, color="#999999")
                 axes.errorbar(
                     mean, place, xerr=half_width, fmt="o", ms=5, color=COLORS[0]
@@ -41,6 +43,7 @@ def plot_differences(
                 yticks=range(len(variants)),
                 yticklabels=list(variants) if axes in all_axes[::columns] else [],
                 ylim=(-0.6, len(variants) - 0.4),
-                xlabel=label,
+                xlabel=labels[recipe],
+                title=recipe,
             )
             axes.invert_yaxis()

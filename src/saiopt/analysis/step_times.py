@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _OTHERS = "#B8B8B8"
+# A bar longer than so many of the shortest is cut.
+_LONGEST = 10.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ def plot_step_times(bars: Sequence[StepTime], title: str, path: Path) -> None:
     """Draw one bar for each optimizer.
 
     Each bar ends at the median; the whisker spans the quartiles, and the short line is
-    the optimizer's own floor.
+    the optimizer's own floor. Bars much longer than the shortest are cut, so that
+    the others can be compared.
 
     Args:
         bars: at least one, from top to bottom.
@@ -51,7 +54,8 @@ def plot_step_times(bars: Sequence[StepTime], title: str, path: Path) -> None:
 
 def _draw(axes: Axes, bars: Sequence[StepTime]) -> None:
     places = range(len(bars))
-    low, medians, high = zip(*(bar.quartiles for bar in bars), strict=True)
+    limit = _LONGEST * min(bar.quartiles[1] for bar in bars)
+    low, medians, high = zip(*(_cut(bar.quartiles, limit) for bar in bars), strict=True)
     spread = (
         [m - q for m, q in zip(medians, low, strict=True)],
         [q - m for m, q in zip(medians, high, strict=True)],
@@ -70,18 +74,34 @@ def _draw(axes: Axes, bars: Sequence[StepTime]) -> None:
     )
     lines.set_label("floor: every byte moved once")
     axes.set_yticks(places, [bar.label for bar in bars])
-    for place, median, end in zip(places, medians, high, strict=True):
+    for place, bar, end in zip(places, bars, high, strict=True):
+        median = bar.quartiles[1]
         text = f"{median:.0f}" if median >= 10 else f"{median:.2g}"
         axes.annotate(
-            text, (end, place), xytext=(4, 0), textcoords="offset points", va="center"
+            text,
+            (max(end, bar.floor), place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            va="center",
         )
+        if median > limit:
+            axes.text(
+                0.94 * limit, place, "//", weight="bold", color="white", va="center"
+            )
     axes.set_xlabel("milliseconds per step (median, whiskers: quartiles)")
     axes.margins(x=0.08, y=0.01)
     axes.set_xlim(left=0)
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
-    axes.legend(loc="upper right", frameon=False)
+    axes.legend(loc="upper right", framealpha=1, edgecolor="white")
+
+
+def _cut(
+    quartiles: tuple[float, float, float], limit: float
+) -> tuple[float, float, float]:
+    """Return the quartiles, or the limit alone if the median is beyond it."""
+    return quartiles if quartiles[1] <= limit else (limit, limit, limit)
 
 
 def _two_lines(text: str) -> str:
