@@ -203,7 +203,7 @@ def keep(row: dict[str, Any], origin: dict[str, Any]) -> None:
 
 
 def report(rows: list[dict[str, Any]]) -> None:
-    """Print the best cell of every grid and the time it took, draw all grids."""
+    """Print every grid as a table and the time it took, draw all grids."""
     panels: dict[str, dict[str, list[tuple[float, float | None]]]] = {}
     for row in rows:
         metric = get_recipe(row["recipe"]).metric.name
@@ -211,12 +211,14 @@ def report(rows: list[dict[str, Any]]) -> None:
         curves.setdefault(row["optimizer"], []).append((row["lr"], row.get(metric)))
     metrics = {name: get_recipe(name).metric for name in panels}
     for recipe, curves in panels.items():
+        higher = metrics[recipe].higher_is_better
+        print(f"\n`{recipe}`, {metrics[recipe].label}:\n")
+        print("| optimizer | grid | values | best lr |\n|---|---|---|---|")
         for optimizer, points in curves.items():
-            best = best_of(points, metrics[recipe].higher_is_better)
-            print(f"{recipe:16} {optimizer:19} {best}")
+            print(f"| {optimizer} | {line_of(points, higher)} |")
         spent = [row.get("seconds") for row in rows if row["recipe"] == recipe]
         timed = [seconds for seconds in spent if seconds is not None]
-        print(f"{recipe:16} {sum(timed) / 60:.0f} min, {len(timed)} cells timed")
+        print(f"\n{sum(timed) / 60:.0f} min of one thread for {len(timed)} cells")
     plot_sweep(
         panels,
         {name: metric.label for name, metric in metrics.items()},
@@ -226,17 +228,28 @@ def report(rows: list[dict[str, Any]]) -> None:
     )
 
 
-def best_of(
+def line_of(
     points: Sequence[tuple[float, float | None]], higher_is_better: bool
 ) -> str:
-    """Say which learning rate of a grid is best, and whether it is at the border."""
+    """Return a grid's ends, its values and its best learning rate for a table."""
     finite = [(lr, value) for lr, value in points if value is not None]
+    ends = f"{points[0][0]:g} to {points[-1][0]:g}"
     if not finite:
-        return "all diverged"
+        return f"{ends} | all diverged | -"
+    # The smaller learning rate in a tie.
     pick = max if higher_is_better else min
-    lr, value = pick(finite, key=lambda point: point[1])
-    border = lr in {points[0][0], points[-1][0]}
-    return f"{lr:g} {value:.4f}" + ("  AT THE BORDER" if border else "")
+    best = pick(finite, key=lambda point: point[1])
+    texts = [
+        "-"
+        if value is None
+        else f"**{value:.3f}**"
+        if lr == best[0]
+        else f"{value:.3f}"
+        for lr, value in points
+    ]
+    border = best[0] in {points[0][0], points[-1][0]}
+    note = " (at the border)" if border else ""
+    return f"{ends} | {' '.join(texts)} | {best[0]:g}{note}"
 
 
 def main() -> None:
@@ -248,6 +261,7 @@ def main() -> None:
     parser.add_argument(
         "--missing", action="store_true", help="only train cells that have no row yet"
     )
+    parser.add_argument("--draw", action="store_true", help="train nothing")
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/learning_rates"))
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
@@ -259,7 +273,8 @@ def main() -> None:
         and cell[1] in arguments.optimizers
         and cell not in there
     ]
-    train_all(wanted, arguments.runs_dir, arguments.workers)
+    if not arguments.draw:
+        train_all(wanted, arguments.runs_dir, arguments.workers)
     report(read_rows())
 
 

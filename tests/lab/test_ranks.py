@@ -65,6 +65,11 @@ def test_another_number_of_ranks_goes_on_from_a_checkpoint(
     assert len(results[1][1]) == len(alone[optimizer][1])
 
 
+def test_a_finished_run_says_that_it_was_made_by_other_processes(workers, tmp_path):
+    workers.run(2, lab_ranks.train, tmp_path, "sgdsai", "ddp")
+    assert lab_ranks.endings(tmp_path, "sgdsai") == ["2 processes with ddp"]
+
+
 def torchrun(runs_dir: Path) -> "subprocess.Popen[str]":
     settings = {**lab_ranks.SETTINGS, "steps": "400", "checkpoint_every": "20"}
     settings["eval_every"] = "100"

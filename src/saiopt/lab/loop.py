@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -35,6 +35,8 @@ class Progress:
         metrics: Of the evaluation that has just been made.
         status: ``"started"`` (``step`` > 0 on a resume), ``"training"``,
             ``"finished"``, ``"diverged"`` or ``"reused"``.
+        elsewhere: On how many processes a reused run was begun, where not on as many
+            as now.
     """
 
     run: Run
@@ -42,6 +44,7 @@ class Progress:
     loss: float | None = None
     metrics: dict[str, float] | None = None
     status: str = "training"
+    elsewhere: str = ""
 
 
 Observer = Callable[[Progress], None]
@@ -74,9 +77,19 @@ def train(
     with folder.locked(), deterministic():
         result = folder.result()
         if result is not None:
-            observe(Progress(run, result["step"], None, result["metrics"], "reused"))
+            elsewhere = _elsewhere(folder.environment(), ranks)
+            metrics = result["metrics"]
+            observe(Progress(run, result["step"], None, metrics, "reused", elsewhere))
             return result
         return _Session(run, task, folder, device, observe, ranks).run_to_end()
+
+
+def _elsewhere(origin: Mapping[str, Any], ranks: Ranks) -> str:
+    """Name the processes that a run was begun on, if they are not the present ones."""
+    count, strategy = origin.get("ranks", 1), origin.get("strategy")
+    if (count, strategy) == (ranks.count, ranks.strategy):
+        return ""
+    return "one process" if count == 1 else f"{count} processes with {strategy}"
 
 
 class _Session:

@@ -194,6 +194,8 @@ def ending(progress: Progress) -> str:
     if not progress.metrics:
         return f"{title(progress.run)}: diverged at step {progress.step}"
     before = ", finished before" if progress.status == "reused" else ""
+    if progress.elsewhere:
+        before += f" on {progress.elsewhere}"
     return f"{title(progress.run)}: {validation(progress)}{before}"
 
 

@@ -76,6 +76,14 @@ class RunFolder:
         """
         return self._read(self._result) if self._result.exists() else None
 
+    def environment(self) -> dict[str, Any]:
+        """Return where the run was begun.
+
+        Raises:
+            RunFolderError: If the file is damaged.
+        """
+        return self._read(self.path / "environment.json")
+
     def finish(self, result: dict[str, Any]) -> None:
         """Write the result and drop what only a resume needs.
 
