@@ -10,7 +10,10 @@ import lab_ranks
 import pytest
 import torch
 
+from saiopt.lab.compare import prepare
 from saiopt.lab.ranks import ALONE, Ranks, together
+from saiopt.lab.recipes import get_recipe
+from saiopt.lab.run import Run
 
 CPU = torch.device("cpu")
 OPTIMIZERS = ["sgdsai", "adamw", "sgd"]
@@ -33,6 +36,21 @@ def test_ranks_give_the_numbers_of_one_process(
         assert found[0] == pytest.approx(metrics, rel=1e-4)
         assert found[1] == [(s, pytest.approx(v, rel=1e-4)) for s, v in curve]
         assert found[2] == state_bytes
+
+
+@pytest.mark.parametrize("optimizer", ["schedule-free-adamw", "lion", "adam-mini"])
+def test_shards_of_rivals_give_the_numbers_of_one_process(workers, tmp_path, optimizer):
+    alone = lab_ranks.train(tmp_path / "alone", optimizer)
+    for found in workers.run(2, lab_ranks.train, tmp_path, optimizer, "fsdp2"):
+        assert found[0] == pytest.approx(alone[0], rel=1e-4)
+        assert found[1] == [(s, pytest.approx(v, rel=1e-4)) for s, v in alone[1]]
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "prodigy"])
+def test_what_needs_whole_parameters_is_refused_under_fsdp2(optimizer):
+    run = Run(get_recipe("vit-digits"), optimizer, 0.1, 0)
+    with pytest.raises(ValueError, match=f"strategy must be ddp with {optimizer}"):
+        prepare([run], Ranks(0, 2, "fsdp2"))
 
 
 def test_released_shards_give_the_numbers_of_one_process(workers, tmp_path):

@@ -126,6 +126,11 @@ def prepare(runs: Sequence[Run], ranks: Ranks = ALONE) -> Task:
             "gradients in its buckets, got ddp"
         )
     for run in {run.optimizer: run for run in runs}.values():
+        if ranks.strategy == "fsdp2" and not get_optimizer(run.optimizer).shards:
+            raise ValueError(
+                f"strategy must be ddp with {run.optimizer}, which needs whole "
+                "parameters, got fsdp2"
+            )
         build_optimizer(run.optimizer, model, run.lr, run.weight_decay, run.seed)
     return task
 

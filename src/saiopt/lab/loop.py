@@ -227,6 +227,7 @@ class _Session:
         self.model.eval()
         set_mode(self.optimizer, training=False)
         metrics = self.task.evaluate(self.model)
+        self.ranks.forget(self.spread)
         self.folder.append({"step": self.step, "metrics": metrics})
         self.observe(Progress(self.run, self.step, None, metrics))
         return metrics

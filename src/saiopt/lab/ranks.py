@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
@@ -114,6 +114,18 @@ class Ranks:
         if is_last or not isinstance(model, DistributedDataParallel):
             return contextlib.nullcontext()
         return model.no_sync()
+
+    def forget(self, model: nn.Module) -> None:
+        """Let the next pass gather parameters anew.
+
+        FSDP2 keeps the root's gathered after a pass without a backward, and would not
+        see it if the optimizer then changed its shards.
+
+        Args:
+            model: From :meth:`spread`, after an evaluation.
+        """
+        if isinstance(model, FSDPModule):
+            model.reshard()
 
     def require_shareable(self, model: nn.Module) -> None:
         """See that several processes would compute what one computes.

@@ -55,6 +55,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         grouped("torch.optim", "Adafactor"),
         {"beta2_decay": -0.8, "d": 1.0},
         "Shazeer and Stern 2018, section 9, without first moment",
+        shards=False,
     ),
     "muon": OptimizerSpec(
         muon.muon,
@@ -73,6 +74,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         {"betas": (0.9, 0.999), "eps": 1e-8},
         "defaults of its authors' package",
         package="prodigyopt",
+        shards=False,
     ),
     "adam-mini": OptimizerSpec(
         adam_mini.adam_mini,
@@ -98,12 +100,16 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         )
     },
     "scaled-gd": OptimizerSpec(
-        low_rank.scaled_gd, {"delta": 1e-6}, "Zhang and Pilanci 2024; LoRA only"
+        low_rank.scaled_gd,
+        {"delta": 1e-6},
+        "Zhang and Pilanci 2024; LoRA only",
+        shards=False,
     ),
     "scaled-adamw": OptimizerSpec(
         low_rank.scaled_adamw,
         {"betas": (0.7, 0.8), "eps": 1e-6, "delta": 1e-6},
         "Zhang and Pilanci 2024, on E2E, with an ε of our own; LoRA only",
+        shards=False,
     ),
 }
 

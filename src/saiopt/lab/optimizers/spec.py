@@ -26,6 +26,7 @@ class OptimizerSpec:
         seeded: Whether ``build`` also takes the run's ``seed``.
         penalizes: Whether λ is a penalty that the optimizer normalises. Then no λ gives
             a decay per step, and a run without a λ of its own has none.
+        shards: Whether it can step parameters that FSDP2 has sharded.
     """
 
     build: Callable[..., Optimizer]
@@ -37,3 +38,4 @@ class OptimizerSpec:
     schedule: str | None = None
     seeded: bool = False
     penalizes: bool = False
+    shards: bool = True
