@@ -99,7 +99,7 @@ CENTRES = {
     },
 }
 # Values that all grids of a recipe have grown by, below and above the seven.
-GROWN: dict[str, tuple[int, int]] = {}
+GROWN = {"lora-ddpm-digits": (0, 2)}
 COLUMNS = {
     "SGD-SaI and its controls": [
         "sgdsai",
