@@ -24,7 +24,7 @@ class Compare(Training):
         tuple[str, ...],
         arg(
             metavar="NAME ...",
-            help_behavior_hint="(default: all that the recipe has an lr for)",
+            help_behavior_hint="(default: sgdsai, its controls, sgd and adamw)",
         ),
     ] = ()
     seeds: Annotated[tuple[int, ...], arg(metavar="N ...")] = (0,)
@@ -39,9 +39,10 @@ class Compare(Training):
         recipe = recipe_of(self)
         from saiopt.lab.compare import as_json, compare, plan
         from saiopt.lab.comparison_table import comparison_table
+        from saiopt.lab.recipe import usual_optimizers
 
         with refusing(ValueError):
-            names = self.optimizers or tuple(recipe.lrs)
+            names = self.optimizers or usual_optimizers(recipe)
             runs = plan(recipe, names, self.seeds, self._lrs())
         comparison = carry_out_all(self, runs, compare)
         if self.json:

@@ -40,7 +40,7 @@ class Sweep(Training):
         tuple[str, ...],
         arg(
             metavar="NAME ...",
-            help_behavior_hint="(default: all that the recipe has an lr for)",
+            help_behavior_hint="(default: sgdsai, its controls, sgd and adamw)",
         ),
     ] = ()
     lrs: Annotated[
@@ -106,10 +106,11 @@ class Sweep(Training):
     def _sweeps(self, recipe: "Recipe") -> "list[Plan]":
         from saiopt.lab.compare import plan
         from saiopt.lab.published import published_grid
+        from saiopt.lab.recipe import usual_optimizers
         from saiopt.lab.sweep.plan import Sweep as Plan
         from saiopt.lab.sweep.plan import lrs_around
 
-        names = self.optimizers or tuple(recipe.lrs)
+        names = self.optimizers or usual_optimizers(recipe)
         lrs, decays = self.lrs, self.weight_decays
         if self.published is not None:
             grid = published_grid(self.published)

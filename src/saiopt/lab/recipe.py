@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from saiopt.lab.task import TaskConfig
 
 SCHEDULES = ("constant", "linear", "cosine", "step")
+_USUAL = ("sgdsai", "sgdsai-sqrt-numel", "adamw", "sgd", "sgdm-decoupled")
 _COUNTS = ("steps", "batch_size", "eval_every", "checkpoint_every", "micro_batches")
 # How text becomes a value, and what a message calls such a value.
 _KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
@@ -118,6 +119,18 @@ class Recipe:
                 "micro_batches must be 1 with gradient_release, since adding up keeps "
                 f"all gradients, got {self.micro_batches}"
             )
+
+
+def usual_optimizers(recipe: Recipe) -> tuple[str, ...]:
+    """Name what is compared on a recipe unless the user says otherwise.
+
+    Args:
+        recipe: Any.
+
+    Returns:
+        SGD-SaI, its controls, SGD and AdamW, as far as the recipe has learning rates.
+    """
+    return tuple(name for name in _USUAL if name in recipe.lrs)
 
 
 def override(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:

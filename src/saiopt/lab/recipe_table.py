@@ -28,7 +28,7 @@ def recipe_table(heading: str, recipes: Iterable[Recipe]) -> Table:
 
 
 def lr_table(recipes: Iterable[Recipe]) -> Table:
-    """Lay out the learning rates, one row per recipe and one column per optimizer.
+    """Lay out the learning rates, one row per recipe.
 
     Args:
         recipes: The rows; those without a learning rate are left out.
@@ -36,15 +36,16 @@ def lr_table(recipes: Iterable[Recipe]) -> Table:
     Returns:
         The table.
     """
-    recipes = [recipe for recipe in recipes if recipe.lrs]
-    optimizers = list(dict.fromkeys(name for recipe in recipes for name in recipe.lrs))
     table = _table()
+    table.add_column("recipe", no_wrap=True)
     table.add_column("learning rates")
-    for optimizer in optimizers:
-        table.add_column(optimizer, justify="right")
     for recipe in recipes:
-        lrs = [recipe.lrs.get(optimizer) for optimizer in optimizers]
-        table.add_row(recipe.name, *("" if lr is None else f"{lr:g}" for lr in lrs))
+        if recipe.lrs:
+            # Unbreakable within a pair.
+            pairs = (
+                f"{name}\N{NO-BREAK SPACE}{lr:g}" for name, lr in recipe.lrs.items()
+            )
+            table.add_row(recipe.name, ", ".join(pairs))
     return table
 
 

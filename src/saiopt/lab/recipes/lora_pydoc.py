@@ -70,7 +70,7 @@ def lora_pydoc() -> Recipe:
     adapting all linear layers: attention alone would be 8 thousand parameters.
 
     Returns:
-        The recipe; its learning rates are guesses after short runs, not yet swept.
+        The recipe with the learning rates of ``studies/learning_rates``.
     """
     return Recipe(
         name="lora-pydoc",
@@ -91,5 +91,10 @@ def lora_pydoc() -> Recipe:
             "adamw": 5e-3,
             "sgd": 1e-1,
             "sgdm-decoupled": 5e-1,
+            "sgdsai-shuffled": 2e-2,
+            "scaled-gd": 2e-2,
+            "scaled-adamw": 1e-2,
+            "sgdsai-frozen-a": 1e-2,
+            "adamw-frozen-a": 1e-2,
         },
     )

@@ -68,5 +68,7 @@ def resnet_digits() -> Recipe:
             "adamw": 2e-3,
             "sgd": 2e-1,
             "sgdm-decoupled": 2.0,
+            "sgdsai-shuffled": 5e-2,
+            "adam": 1e-2,
         },
     )
