@@ -69,7 +69,7 @@ def lora_ddpm_digits() -> Recipe:
     adapted: this UNet has two small attention layers and is mostly convolutions.
 
     Returns:
-        The recipe; its learning rates are guesses after short runs, not yet swept.
+        The recipe with the learning rates of ``studies/learning_rates``.
     """
     return Recipe(
         name="lora-ddpm-digits",
@@ -85,10 +85,12 @@ def lora_ddpm_digits() -> Recipe:
         clip_norm=1.0,
         decay_per_step=1e-4,
         lrs={
-            "sgdsai": 1e-2,
-            "sgdsai-sqrt-numel": 1e-2,
-            "adamw": 5e-3,
-            "sgd": 1e-1,
-            "sgdm-decoupled": 5e-1,
+            "sgdsai": 1.0,
+            "sgdsai-sqrt-numel": 1.0,
+            "adamw": 2e-2,
+            "sgd": 2.0,
+            "sgdm-decoupled": 20.0,
+            "scaled-gd": 10.0,
+            "scaled-adamw": 2e-2,
         },
     )
