@@ -4,24 +4,18 @@ Trains every cell of the grids in README.md, going on where it was stopped, and 
 results.jsonl, environment.json and the figure beside this file.
 """
 
-import argparse
-import json
-import multiprocessing
+import functools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import torch
 
 from saiopt.analysis.sweep_plot import plot_sweep
-from saiopt.lab.outcome import carry_out
+from saiopt.lab.paired import Row, metric_of
+from saiopt.lab.recipe import Recipe
 from saiopt.lab.recipes import get_recipe
-from saiopt.lab.run import Run, identity_hash
+from saiopt.lab.run import Run
+from saiopt.lab.study import Cell, parser, recipes_of, results_of
 
 HERE = Path(__file__).parent
-RESULTS, ENVIRONMENTS = HERE / "results.jsonl", HERE / "environment.json"
-CPU = torch.device("cpu")
 SEED = 0
 # Seven learning rates per optimizer, three per decade, centred by short runs.
 CENTRES = {
@@ -124,9 +118,6 @@ COLUMNS = {
 SERIES = (1.0, 2.0, 5.0)
 
 
-Cell: TypeAlias = tuple[str, str, float]
-
-
 def grid(centre: float, below: int = 0, above: int = 0) -> list[float]:
     """Return seven values of the 1-2-5 series around one of its members, and more."""
     series = [
@@ -136,79 +127,25 @@ def grid(centre: float, below: int = 0, above: int = 0) -> list[float]:
     return series[middle - 3 - below : middle + 4 + above]
 
 
-def cells() -> Iterator[Cell]:
-    """Yield recipe, optimizer and learning rate of every cell of the study."""
-    for recipe, centres in CENTRES.items():
-        for optimizer, centre in centres.items():
-            for lr in grid(centre, *GROWN.get(recipe, (0, 0))):
-                yield recipe, optimizer, lr
+def cells(
+    recipes: Sequence[Recipe], optimizers: Sequence[str], seeds: Sequence[int]
+) -> Iterator[Cell]:
+    """Yield the cells of some recipes and optimizers."""
+    for recipe in recipes:
+        for optimizer, centre in CENTRES[recipe.name].items():
+            if optimizer not in optimizers:
+                continue
+            for lr in grid(centre, *GROWN.get(recipe.name, (0, 0))):
+                for seed in seeds:
+                    yield Cell(Run(recipe, optimizer, lr, seed))
 
 
-def train_cell(
-    recipe: str, optimizer: str, lr: float, runs: Path
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Train one cell and return its row and where it was trained."""
-    torch.set_num_threads(1)
-    run = Run(get_recipe(recipe), optimizer, lr, SEED)
-    outcome = carry_out(run, run.recipe.task.load(), runs, CPU, lambda _: None)
-    origin = json.loads((runs / outcome.folder / "environment.json").read_text())
-    row = {
-        "recipe": recipe,
-        "optimizer": optimizer,
-        "lr": lr,
-        "weight_decay": run.weight_decay,
-        "seed": SEED,
-        "status": outcome.result["status"],
-        "step": outcome.result["step"],
-        **outcome.result["metrics"],
-        "run": outcome.folder,
-        "seconds": outcome.result["total_seconds"],
-        "environment": identity_hash(origin),
-    }
-    return row, origin
-
-
-def train_all(wanted: Sequence[Cell], runs: Path, workers: int) -> None:
-    """Train cells in worker processes of one thread each and keep their rows."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = [pool.submit(train_cell, *cell, runs) for cell in wanted]
-        for done, job in enumerate(as_completed(jobs), start=1):
-            row, origin = job.result()
-            keep(row, origin)
-            print(f"{done}/{len(wanted)}", json.dumps(row), flush=True)
-
-
-def read_rows() -> list[dict[str, Any]]:
-    """Return the rows that there are, apart from those of cells given up."""
-    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
-    wanted = set(cells())
-    return [row for row in rows if cell_of(row) in wanted]
-
-
-def cell_of(row: dict[str, Any]) -> Cell:
-    """Return the cell that a row is the result of."""
-    return row["recipe"], row["optimizer"], row["lr"]
-
-
-def keep(row: dict[str, Any], origin: dict[str, Any]) -> None:
-    """Write a row in its place among the others, and where it was trained."""
-    rows = {cell_of(old): old for old in read_rows()} | {cell_of(row): row}
-    kept = [rows[cell] for cell in cells() if cell in rows]
-    RESULTS.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    known = json.loads(ENVIRONMENTS.read_text()) | {row["environment"]: origin}
-    used = dict.fromkeys(row["environment"] for row in kept)
-    text = json.dumps({name: known[name] for name in used}, indent=2)
-    ENVIRONMENTS.write_text(text + "\n")
-
-
-def report(rows: list[dict[str, Any]]) -> None:
+def report(rows: Sequence[Row], out: Path) -> None:
     """Print every grid as a table and the time it took, draw all grids."""
     panels: dict[str, dict[str, list[tuple[float, float | None]]]] = {}
     for row in rows:
-        metric = get_recipe(row["recipe"]).metric.name
         curves = panels.setdefault(row["recipe"], {})
-        curves.setdefault(row["optimizer"], []).append((row["lr"], row.get(metric)))
+        curves.setdefault(row["optimizer"], []).append((row["lr"], metric_of(row)))
     metrics = {name: get_recipe(name).metric for name in panels}
     for recipe, curves in panels.items():
         higher = metrics[recipe].higher_is_better
@@ -223,7 +160,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         panels,
         {name: metric.label for name, metric in metrics.items()},
         {name: metric.higher_is_better for name, metric in metrics.items()},
-        [HERE / "learning_rates.png", HERE / "learning_rates.svg"],
+        [out / "learning_rates.png", out / "learning_rates.svg"],
         COLUMNS,
     )
 
@@ -255,27 +192,20 @@ def line_of(
 def main() -> None:
     """Run the study."""
     names = list(dict.fromkeys(name for grids in CENTRES.values() for name in grids))
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--recipes", nargs="+", default=list(CENTRES), choices=CENTRES)
-    parser.add_argument("--optimizers", nargs="+", default=names, choices=names)
-    parser.add_argument(
+    arguments = parser(__doc__ or "", HERE, list(CENTRES), [SEED])
+    arguments.add_argument("--optimizers", nargs="+", default=names, choices=names)
+    arguments.add_argument(
         "--missing", action="store_true", help="only train cells that have no row yet"
     )
-    parser.add_argument("--draw", action="store_true", help="train nothing")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs/learning_rates"))
-    parser.add_argument("--workers", type=int, default=2)
-    arguments = parser.parse_args()
-    there = {cell_of(row) for row in read_rows()} if arguments.missing else set()
-    wanted = [
-        cell
-        for cell in cells()
-        if cell[0] in arguments.recipes
-        and cell[1] in arguments.optimizers
-        and cell not in there
-    ]
-    if not arguments.draw:
-        train_all(wanted, arguments.runs_dir, arguments.workers)
-    report(read_rows())
+    options = arguments.parse_args()
+    wanted = list(cells(recipes_of(options), options.optimizers, options.seeds))
+    rows = results_of(
+        wanted,
+        options,
+        functools.partial(print, flush=True),
+        only_missing=options.missing,
+    )
+    report(rows, options.out)
 
 
 if __name__ == "__main__":

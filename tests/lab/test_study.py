@@ -47,7 +47,7 @@ def test_cells_become_rows_that_name_what_was_trained(tmp_path):
     assert row["status"] == "finished"
     assert row["value"] == row["accuracy"]
     origin = json.loads((tmp_path / "environment.json").read_text())
-    assert origin["resnet-digits"]["threads"] == 1
+    assert origin[row["environment"]]["threads"] == 1
     assert len(said) == 1
 
 

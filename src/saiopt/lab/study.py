@@ -17,18 +17,17 @@ import torch
 
 from saiopt.lab.atomic import write_atomically, write_json
 from saiopt.lab.compare import plan
-from saiopt.lab.environment import environment
 from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.recipe import Recipe, override
 from saiopt.lab.recipes import get_recipe
-from saiopt.lab.run import Run
+from saiopt.lab.run import Run, identity_hash
 from saiopt.lab.task import Task, TaskConfig
 
 Row = dict[str, Any]
 Extract = Callable[[Outcome], Row]
 _SETTINGS = ("recipe", "optimizer", "lr", "weight_decay", "seed")
 # What two trainings of one cell need not have in common.
-_CIRCUMSTANCES = ("seconds", "run")
+_CIRCUMSTANCES = ("seconds", "run", "environment")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,22 +178,22 @@ def results_of(
     Raises:
         SystemExit: If a row comes out otherwise than it is committed.
     """
-    table = _Table(options.out, options.device)
+    table = _Table(options.out)
     if options.draw:
         return table.rows
-    if only_missing:
-        cells = [cell for cell in cells if table.find(cell.key) is None]
+    there = table.find if only_missing else lambda _: None
+    wanted = [cell for cell in cells if there(cell.key) is None]
     equal, differing = 0, 0
-    for count, row in enumerate(_trained(cells, options, extract), 1):
+    for count, (row, origin) in enumerate(_trained(wanted, options, extract), 1):
         committed = table.find(row)
         note = ""
         if committed is None:
-            table.add(row)
+            table.add(row, origin)
         elif _agrees(row, committed):
             equal, note = equal + 1, ", equal to the committed row"
         else:
             differing, note = differing + 1, f", but committed is {committed}"
-        say(f"{count}/{len(cells)} {json.dumps(row)}{note}")
+        say(f"{count}/{len(wanted)} {json.dumps(row)}{note}")
     if equal + differing:
         say(f"{equal} of {equal + differing} repeated rows equal the committed ones")
     if differing:
@@ -206,21 +205,20 @@ def results_of(
 class _Table:
     """The committed rows of a study, written again whenever there is one more."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "results.jsonl"
-        self._origin = folder / "environment.json"
-        self._device = torch.device(device)
+        self._origins = folder / "environment.json"
         self.rows = _lines(self.path)
-        self._described: set[str] = set()
 
     def find(self, row: Row) -> Row | None:
         key = _key(row)
         return next((old for old in self.rows if _key(old) == key), None)
 
-    def add(self, row: Row) -> None:
+    def add(self, row: Row, origin: Row) -> None:
+        known = json.loads(self._origins.read_text()) if self._origins.exists() else {}
+        write_json(self._origins, {**known, row["environment"]: origin})
         self.rows.append(row)
-        self._describe(row["recipe"])
         self._write()
 
     def sort(self, cells: Sequence[Cell]) -> None:
@@ -233,20 +231,10 @@ class _Table:
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_atomically(self.path, lambda file: file.write(text.encode()))
 
-    def _describe(self, recipe: str) -> None:
-        """Note where rows of a recipe come from."""
-        if recipe in self._described:
-            return
-        self._described.add(recipe)
-        where = json.loads(self._origin.read_text()) if self._origin.exists() else {}
-        fingerprint = _loaded(get_recipe(recipe).task).fingerprint
-        where[recipe] = environment(self._device, fingerprint)
-        write_json(self._origin, where)
-
 
 def _trained(
     cells: Sequence[Cell], options: argparse.Namespace, extract: Extract
-) -> Iterator[Row]:
+) -> Iterator[tuple[Row, Row]]:
     """Train cells in processes of one thread each, going on where they stopped."""
     torch.set_num_threads(1)
     context = multiprocessing.get_context("spawn")
@@ -259,8 +247,10 @@ def _trained(
             yield job.result()
 
 
-def train_cell(cell: Cell, runs_dir: Path, device: str, extract: Extract) -> Row:
-    """Train one cell, or read it if it is finished, and return its row.
+def train_cell(
+    cell: Cell, runs_dir: Path, device: str, extract: Extract
+) -> tuple[Row, Row]:
+    """Train one cell, or read it if it is finished.
 
     Args:
         cell: To train.
@@ -269,12 +259,13 @@ def train_cell(cell: Cell, runs_dir: Path, device: str, extract: Extract) -> Row
         extract: Adds to the row what the outcome holds.
 
     Returns:
-        The row.
+        Its row, and where it was trained, which the row names by a hash.
     """
     torch.set_num_threads(1)
     task = _loaded(cell.run.recipe.task)
     outcome = carry_out(cell.run, task, runs_dir, torch.device(device), lambda _: None)
-    return {
+    origin = json.loads((runs_dir / outcome.folder / "environment.json").read_text())
+    row = {
         **cell.key,
         "status": outcome.result["status"],
         "step": outcome.result["step"],
@@ -282,7 +273,9 @@ def train_cell(cell: Cell, runs_dir: Path, device: str, extract: Extract) -> Row
         **extract(outcome),
         "seconds": round(outcome.result["total_seconds"], 1),
         "run": outcome.folder,
+        "environment": identity_hash(origin),
     }
+    return row, origin
 
 
 @functools.cache

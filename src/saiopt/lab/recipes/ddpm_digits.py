@@ -57,7 +57,7 @@ def ddpm_digits() -> Recipe:
     """Return the recipe: 0.2 M parameters, 11 epochs of 1198 images.
 
     Returns:
-        The recipe; its learning rates are guesses after short runs, not yet swept.
+        The recipe with the learning rates of ``studies/learning_rates``.
     """
     return Recipe(
         name="ddpm-digits",
@@ -73,10 +73,10 @@ def ddpm_digits() -> Recipe:
         clip_norm=1.0,
         decay_per_step=1e-4,
         lrs={
-            "sgdsai": 1e-2,
-            "sgdsai-sqrt-numel": 1e-2,
-            "adamw": 2e-3,
-            "sgd": 1e-1,
-            "sgdm-decoupled": 5e-1,
+            "sgdsai": 2e-2,
+            "sgdsai-sqrt-numel": 2e-2,
+            "adamw": 2e-2,
+            "sgd": 2e-1,
+            "sgdm-decoupled": 2.0,
         },
     )
