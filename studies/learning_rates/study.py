@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from saiopt.analysis.sweep_plot import plot_sweep
+from saiopt.analysis.sweep_plot import plot_overview, plot_sweep
 from saiopt.lab.paired import Row, metric_of
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.recipes import get_recipe
@@ -115,6 +115,7 @@ COLUMNS = {
         "adamw-frozen-a",
     ],
 }
+OVERVIEW = ("sgdsai", "sgdsai-sqrt-numel", "sgdm-decoupled", "sgd", "adamw")
 SERIES = (1.0, 2.0, 5.0)
 
 
@@ -148,21 +149,21 @@ def report(rows: Sequence[Row], out: Path) -> None:
         curves.setdefault(row["optimizer"], []).append((row["lr"], metric_of(row)))
     metrics = {name: get_recipe(name).metric for name in panels}
     for recipe, curves in panels.items():
-        higher = metrics[recipe].higher_is_better
         print(f"\n`{recipe}`, {metrics[recipe].label}:\n")
         print("| optimizer | grid | values | best lr |\n|---|---|---|---|")
         for optimizer, points in curves.items():
-            print(f"| {optimizer} | {line_of(points, higher)} |")
+            print(
+                f"| {optimizer} | {line_of(points, metrics[recipe].higher_is_better)} |"
+            )
         spent = [row.get("seconds") for row in rows if row["recipe"] == recipe]
         timed = [seconds for seconds in spent if seconds is not None]
         print(f"\n{sum(timed) / 60:.0f} min of one thread for {len(timed)} cells")
-    plot_sweep(
-        panels,
-        {name: metric.label for name, metric in metrics.items()},
-        {name: metric.higher_is_better for name, metric in metrics.items()},
-        [out / "learning_rates.png", out / "learning_rates.svg"],
-        COLUMNS,
-    )
+    labels = {name: metric.label for name, metric in metrics.items()}
+    higher = {name: metric.higher_is_better for name, metric in metrics.items()}
+    paths = [out / f"learning_rates.{suffix}" for suffix in ("png", "svg")]
+    plot_sweep(panels, labels, higher, paths, COLUMNS)
+    paths = [out / f"overview.{suffix}" for suffix in ("png", "svg")]
+    plot_overview(panels, labels, higher, OVERVIEW, paths)
 
 
 def line_of(

@@ -11,11 +11,13 @@ from saiopt.analysis.figure import COLORS, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 Points: TypeAlias = Sequence[tuple[float, float | None]]
 
 _MARKERS = "os^"
 _SHOWN = 0.8
+_ABREAST = 3
 
 
 def plot_sweep(
@@ -55,6 +57,43 @@ def plot_sweep(
             axes.set_xlabel("peak learning rate")
 
 
+def plot_overview(
+    panels: Mapping[str, Mapping[str, Points]],
+    labels: Mapping[str, str],
+    higher_is_better: Mapping[str, bool],
+    optimizers: Sequence[str],
+    paths: Sequence[Path],
+) -> None:
+    """Draw one small panel per recipe, with some of the optimizers.
+
+    Args:
+        panels: As in :func:`plot_sweep`.
+        labels: Axis label by recipe.
+        higher_is_better: By recipe.
+        optimizers: What is drawn.
+        paths: Files to write.
+    """
+    columns = min(len(panels), _ABREAST)
+    rows = -(-len(panels) // columns)
+    size = (3.4 * columns, 2.7 * rows + 0.4)
+    with figure(paths, size, columns, rows) as (drawing, all_axes):
+        for unused in all_axes[len(panels) :]:
+            unused.remove()
+        for axes, (recipe, curves) in zip(all_axes, panels.items(), strict=False):
+            drawn = {name: curves.get(name, ()) for name in optimizers}
+            _draw_panel(axes, optimizers, drawn, higher_is_better[recipe])
+            axes.set_title(recipe)
+            axes.set_ylabel(labels[recipe], fontsize=8.5)
+        for axes in all_axes[len(panels) - columns : len(panels)]:
+            axes.set_xlabel("peak learning rate")
+        drawing.legend(
+            handles=_handles(optimizers),
+            loc="outside lower center",
+            ncols=len(optimizers),
+            frameon=False,
+        )
+
+
 def _draw_panel(
     axes: Axes,
     optimizers: Sequence[str],
@@ -84,14 +123,8 @@ def _draw_panel(
 
 
 def _add_legend(axes: Axes, title: str, optimizers: Sequence[str]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], marker=marker, ms=3.5, lw=1.4, color=color, label=name)
-        for name, (marker, color) in zip(optimizers, _styles(), strict=False)
-    ]
     axes.legend(
-        handles=handles,
+        handles=_handles(optimizers),
         title=title,
         alignment="left",
         loc="lower left",
@@ -101,6 +134,15 @@ def _add_legend(axes: Axes, title: str, optimizers: Sequence[str]) -> None:
         fontsize=8.5,
         columnspacing=1.0,
     )
+
+
+def _handles(optimizers: Sequence[str]) -> list[Line2D]:
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], marker=marker, ms=3.5, lw=1.4, color=color, label=name)
+        for name, (marker, color) in zip(optimizers, _styles(), strict=False)
+    ]
 
 
 def _styles() -> list[tuple[str, str]]:
