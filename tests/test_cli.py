@@ -280,11 +280,17 @@ def test_a_killed_comparison_goes_on_to_the_same_numbers(
     assert metrics(tmp_path) == reference
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "told to end")],
+)
+def test_who_stops_a_command_is_told_how_to_go_on(
+    number: signal.Signals, code: int, word: str, tmp_path: Path
+) -> None:
     process = start([*COMPARE, "--runs-dir", str(tmp_path)])
     wait_for(lambda: list(tmp_path.glob("vit-*/checkpoint.pt")), process)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, error = process.communicate()
-    assert process.returncode == 130
-    assert error.startswith("saiopt: interrupted; the same command")
+    assert process.returncode == code
+    assert error.startswith(f"saiopt: {word}; the same command")
     assert error.count("\n") == 1

@@ -2,6 +2,7 @@ import builtins
 import errno
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -239,11 +240,11 @@ def test_what_is_not_there_is_answered_with_how_to_get_it(
 
 
 def test_a_missing_package_is_named_with_its_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    assert main(["train", "resnet18-cifar10", "--runs-dir", str(tmp_path)]) == 2
-    assert "pip install 'saiopt[published]'" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "nltk.translate.bleu_score", None)
+    with pytest.raises(FileNotFoundError, match=r"pip install 'saiopt\[published\]'"):
+        text_metrics(["a"], [["a"]])
 
 
 def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:

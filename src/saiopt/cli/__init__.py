@@ -1,8 +1,11 @@
 """The command line: parses, calls one function, prints."""
 
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from saiopt.cli.refusal import (
     LostError,
@@ -12,6 +15,14 @@ from saiopt.cli.refusal import (
 )
 
 _INTERRUPTED = 130
+_TERMINATED = 143
+_GOES_ON = (
+    "the same command keeps what is finished and goes on from the last checkpoint"
+)
+
+
+class _TerminatedError(BaseException):
+    """The process was told to end, by a scheduler or by torchrun."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,11 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0, 1 after the loss of another process, 2 for bad input or a damaged
-        run folder, 130 for Ctrl-C.
+        run folder, 130 for Ctrl-C, 143 for SIGTERM.
     """
     try:
         require_extras()
-        with refusing_failures():
+        with _noticing_termination(), refusing_failures():
             from saiopt.cli.parsing import parse
 
             parse(sys.argv[1:] if arguments is None else arguments)()
@@ -36,9 +47,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stderr.write(f"saiopt: {refusal}\n")
         return refusal.exit_code
     except KeyboardInterrupt:
-        sys.stderr.write(
-            "saiopt: interrupted; the same command keeps what is finished and goes on "
-            "from the last checkpoint\n"
-        )
+        sys.stderr.write(f"saiopt: interrupted; {_GOES_ON}\n")
         return _INTERRUPTED
+    except _TerminatedError:
+        sys.stderr.write(f"saiopt: told to end; {_GOES_ON}\n")
+        return _TERMINATED
     return 0
+
+
+@contextlib.contextmanager
+def _noticing_termination() -> Iterator[None]:
+    """End with a sentence on SIGTERM.
+
+    torchrun sends it to all other processes when one has ended, often before these
+    have noticed it themselves.
+    """
+
+    def end(*_: object) -> None:
+        raise _TerminatedError
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
