@@ -93,7 +93,7 @@ CENTRES = {
     },
 }
 # Values that all grids of a recipe have grown by, below and above the seven.
-GROWN = {"lora-ddpm-digits": (0, 2)}
+GROWN = {"vit-digits": (3, 0), "lora-ddpm-digits": (0, 2)}
 COLUMNS = {
     "SGD-SaI and its controls": [
         "sgdsai",
