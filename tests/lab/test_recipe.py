@@ -1,6 +1,6 @@
 import pytest
 
-from saiopt.lab.recipe import Recipe, override
+from saiopt.lab.recipe import Recipe, override, usual_optimizers
 from saiopt.lab.recipes import RECIPES, get_recipe
 
 
@@ -63,3 +63,16 @@ def test_a_bad_override_is_refused_in_one_sentence(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}$"):
         override(tiny, settings)
+
+
+def test_the_usual_optimizers_are_those_with_a_learning_rate() -> None:
+    recipe = get_recipe("lora-pydoc")
+    assert "scaled-gd" in recipe.lrs
+    assert set(usual_optimizers(recipe)) == {
+        "sgdsai",
+        "sgdsai-sqrt-numel",
+        "adamw",
+        "sgd",
+        "sgdm-decoupled",
+    }
+    assert usual_optimizers(get_recipe("llama2-7b-24gb")) == ("sgdsai-int8",)

@@ -128,9 +128,10 @@ def usual_optimizers(recipe: Recipe) -> tuple[str, ...]:
         recipe: Any.
 
     Returns:
-        SGD-SaI, its controls, SGD and AdamW, as far as the recipe has learning rates.
+        SGD-SaI, its controls, SGD and AdamW, as far as the recipe has learning rates,
+        and the recipe's own optimizer where it has none.
     """
-    return tuple(name for name in _USUAL if name in recipe.lrs)
+    return tuple(name for name in _USUAL if name in recipe.lrs) or (recipe.optimizer,)
 
 
 def override(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
