@@ -143,10 +143,15 @@ def cells(
 
 def report(rows: Sequence[Row], out: Path) -> None:
     """Print every grid as a table and the time it took, draw all grids."""
-    panels: dict[str, dict[str, list[tuple[float, float | None]]]] = {}
-    for row in rows:
-        curves = panels.setdefault(row["recipe"], {})
-        curves.setdefault(row["optimizer"], []).append((row["lr"], metric_of(row)))
+    there = {(row["recipe"], row["optimizer"]) for row in rows}
+    panels: dict[str, dict[str, list[tuple[float, float | None]]]] = {
+        recipe: {name: [] for name in optimizers if (recipe, name) in there}
+        for recipe, optimizers in CENTRES.items()
+    }
+    # Cells that came later than their neighbours lie between them.
+    for row in sorted(rows, key=lambda row: row["lr"]):
+        points = panels[row["recipe"]][row["optimizer"]]
+        points.append((row["lr"], metric_of(row)))
     metrics = {name: get_recipe(name).metric for name in panels}
     for recipe, curves in panels.items():
         print(f"\n`{recipe}`, {metrics[recipe].label}:\n")
