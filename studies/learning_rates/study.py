@@ -150,6 +150,8 @@ def report(rows: Sequence[Row], out: Path) -> None:
     }
     # Cells that came later than their neighbours lie between them.
     for row in sorted(rows, key=lambda row: row["lr"]):
+        if row["seed"] != SEED:
+            continue
         points = panels[row["recipe"]][row["optimizer"]]
         points.append((row["lr"], metric_of(row)))
     metrics = {name: get_recipe(name).metric for name in panels}

@@ -78,5 +78,6 @@ def gpt_stdlib() -> Recipe:
             "adamw": 2e-3,
             "sgd": 1e-1,
             "sgdm-decoupled": 5e-1,
+            "sgdsai-gsnr-max": 1.0,
         },
     )
