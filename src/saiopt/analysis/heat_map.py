@@ -70,7 +70,13 @@ def plot_heat_maps(
     places = [(p, limit) for row, limit in zip(rows, limits, strict=True) for p in row]
     places += [(None, (0.0, 1.0))] * (-len(places) % columns)
     height = max(len({d for _, d in p.cells}) for p, _ in places if p and p.cells)
-    size = (3.1 * columns + 0.3, (0.3 * min(height, 8) + 1.5) * len(places) // columns)
+    grids = [p for p, _ in places if p and p.cells and p.is_grid]
+    width = max((len({lr for lr, _ in p.cells}) for p in grids), default=0)
+    size = (
+        # Room for three digits in every cell.
+        max(3.1, 0.46 * width + 0.9) * columns + 0.3,
+        (0.3 * min(height, 8) + 1.5) * len(places) // columns,
+    )
     with figure(paths, size, columns, len(places) // columns) as (drawing, all_axes):
         drawing.suptitle(title, x=0.01, ha="left", fontsize=11)
         for axes, (panel, limit) in zip(all_axes, places, strict=True):
