@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from saiopt.cli.output import new_console, print_json
-from saiopt.cli.refusal import RefusalError, refusing, require_writable
+from saiopt.cli.refusal import refusing, require_writable
+from saiopt.cli.training import device_of
 
 if TYPE_CHECKING:
-    import torch
-
     from saiopt.lab.noise.cells import Cells, Row
     from saiopt.lab.noise.phase import Settings
 
@@ -112,7 +111,7 @@ class Phase:
         from saiopt.lab.noise.parity import load_images
         from saiopt.lab.noise.phase import open_cells, plan, train_cells
 
-        device = self._device()
+        device = device_of(self)
         cells = plan(
             [self.optimizer], self.alphas, self.temperatures, self.sizes, self.seeds
         )
@@ -128,15 +127,3 @@ class Phase:
                 lambda made, step: count(made, f"step {step}"),
             )
         return folder, rows
-
-    def _device(self) -> "torch.device":
-        import torch
-
-        if self.threads is not None:
-            if self.threads < 1:
-                raise RefusalError(f"threads must be at least 1, got {self.threads}")
-            torch.set_num_threads(self.threads)
-        has_cuda = torch.cuda.is_available()
-        if self.device == "cuda" and not has_cuda:
-            raise RefusalError("device must be cpu where there is no CUDA, got cuda")
-        return torch.device(self.device or ("cuda" if has_cuda else "cpu"))

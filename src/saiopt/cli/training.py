@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias, TypeVar
 
 from tyro.conf import Positional, arg
 
@@ -29,6 +29,20 @@ Work: TypeAlias = (
 )
 
 _OF_THE_RECIPE = "(default: the recipe's)"
+
+
+class Machine(Protocol):
+    """What a command says of the machine; of any command that has these options."""
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"] | None:
+        """Where to compute, None for a GPU if there is one."""
+        ...
+
+    @property
+    def threads(self) -> int | None:
+        """CPU threads, None for torch's choice."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +205,7 @@ def pairs(name: str, texts: Sequence[str]) -> dict[str, str]:
     return result
 
 
-def device_of(options: Choice) -> "torch.device":
+def device_of(options: Machine) -> "torch.device":
     """Set the number of CPU threads and choose where to train.
 
     Args:
