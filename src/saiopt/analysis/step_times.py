@@ -74,7 +74,21 @@ def _draw(axes: Axes, bars: Sequence[StepTime]) -> None:
     )
     lines.set_label("floor: every byte moved once")
     axes.set_yticks(places, [bar.label for bar in bars])
-    for place, bar, end in zip(places, bars, high, strict=True):
+    _write_medians(axes, bars, high, limit)
+    axes.set_xlabel("milliseconds per step (median, whiskers: quartiles)")
+    axes.margins(x=0.08, y=0.01)
+    axes.set_xlim(left=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    axes.legend(loc="upper right", framealpha=1, edgecolor="white")
+
+
+def _write_medians(
+    axes: Axes, bars: Sequence[StepTime], ends: Sequence[float], limit: float
+) -> None:
+    """Write each median behind its bar, and mark the bars that are cut."""
+    for place, (bar, end) in enumerate(zip(bars, ends, strict=True)):
         median = bar.quartiles[1]
         text = f"{median:.0f}" if median >= 10 else f"{median:.2g}"
         axes.annotate(
@@ -88,13 +102,6 @@ def _draw(axes: Axes, bars: Sequence[StepTime]) -> None:
             axes.text(
                 0.94 * limit, place, "//", weight="bold", color="white", va="center"
             )
-    axes.set_xlabel("milliseconds per step (median, whiskers: quartiles)")
-    axes.margins(x=0.08, y=0.01)
-    axes.set_xlim(left=0)
-    axes.spines["left"].set_visible(False)
-    axes.grid(visible=False, axis="y")
-    axes.tick_params(axis="y", length=0)
-    axes.legend(loc="upper right", framealpha=1, edgecolor="white")
 
 
 def _cut(
