@@ -11,7 +11,8 @@ from pathlib import Path
 from saiopt.analysis.paired_plot import plot_differences
 from saiopt.lab.paired import Comparison, Row, compare_pairs, mean_metric
 from saiopt.lab.recipes import get_recipe
-from saiopt.lab.study import Cell, parser, results_of, runs_of
+from saiopt.lab.study import Cell, results_of
+from saiopt.lab.study_options import parser, runs_of
 
 HERE = Path(__file__).parent
 RECIPES = ("gpt-stdlib", "vit-digits", "resnet-digits", "lora-pydoc", "ddpm-digits")

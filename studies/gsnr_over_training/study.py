@@ -19,7 +19,8 @@ from saiopt.analysis.gsnr_plot import plot_gsnr_panels
 from saiopt.lab.outcome import Outcome
 from saiopt.lab.paired import Row, metric_of
 from saiopt.lab.recipes import get_recipe
-from saiopt.lab.study import Cell, parser, results_of, runs_of
+from saiopt.lab.study import Cell, results_of
+from saiopt.lab.study_options import parser, runs_of
 
 HERE = Path(__file__).parent
 RECIPES = (

@@ -16,7 +16,8 @@ from saiopt.lab.intervals import estimate
 from saiopt.lab.paired import Comparison, Row, metric_of
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
-from saiopt.lab.study import Cell, parser, results_of, runs_of
+from saiopt.lab.study import Cell, results_of
+from saiopt.lab.study_options import parser, runs_of
 
 HERE = Path(__file__).parent
 RECIPES = ("gpt-stdlib", "vit-digits")

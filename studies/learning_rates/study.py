@@ -13,7 +13,8 @@ from saiopt.lab.paired import Row, metric_of
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
-from saiopt.lab.study import Cell, parser, recipes_of, results_of
+from saiopt.lab.study import Cell, results_of
+from saiopt.lab.study_options import parser, recipes_of
 
 HERE = Path(__file__).parent
 SEED = 0

@@ -16,7 +16,8 @@ from saiopt.lab.paired import Comparison, Row, metric_of
 from saiopt.lab.published import published_grid
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.run import Run
-from saiopt.lab.study import Cell, parser, recipes_of, results_of, runs_of
+from saiopt.lab.study import Cell, results_of
+from saiopt.lab.study_options import parser, recipes_of, runs_of
 
 HERE = Path(__file__).parent
 # Published grid and seeds by recipe.

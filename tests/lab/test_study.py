@@ -5,7 +5,8 @@ import pytest
 from saiopt.lab.recipe import override
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
-from saiopt.lab.study import Cell, parser, recipes_of, results_of, train_cell
+from saiopt.lab.study import Cell, results_of, train_cell
+from saiopt.lab.study_options import parser, recipes_of
 
 
 def cells(*seeds):

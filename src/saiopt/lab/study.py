@@ -16,10 +16,7 @@ from typing import Any
 import torch
 
 from saiopt.lab.atomic import write_atomically, write_json
-from saiopt.lab.compare import plan
 from saiopt.lab.outcome import Outcome, carry_out
-from saiopt.lab.recipe import Recipe, override
-from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run, identity_hash
 from saiopt.lab.task import Task, TaskConfig
 
@@ -69,88 +66,6 @@ def nothing_more(outcome: Outcome) -> Row:
     return {}
 
 
-def parser(
-    description: str, folder: Path, recipes: Sequence[str], seeds: Sequence[int]
-) -> argparse.ArgumentParser:
-    """Build the command line that all studies share.
-
-    Args:
-        description: The script's docstring.
-        folder: Of the study.
-        recipes: Default recipes.
-        seeds: Default seeds.
-
-    Returns:
-        A parser of ``recipes``, ``seeds``, ``set``, ``out``, ``runs_dir``, ``workers``,
-        ``device`` and ``draw``.
-    """
-    made = argparse.ArgumentParser(description=description.splitlines()[0])
-    made.add_argument("--recipes", nargs="+", default=list(recipes), metavar="RECIPE")
-    made.add_argument("--seeds", nargs="+", type=int, default=list(seeds), metavar="N")
-    made.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="fields of recipes"
-    )
-    made.add_argument(
-        "--out", type=Path, default=folder, metavar="PATH", help="for rows and figures"
-    )
-    runs_dir = Path("runs") / folder.name
-    made.add_argument("--runs-dir", type=Path, default=runs_dir, metavar="PATH")
-    made.add_argument("--workers", type=int, default=2, help="processes", metavar="N")
-    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
-    made.add_argument(
-        "--draw",
-        action="store_true",
-        help="train nothing, take the rows that are there",
-    )
-    return made
-
-
-def recipes_of(options: argparse.Namespace) -> list[Recipe]:
-    """Return the recipes that a study's command line names, with its settings.
-
-    Args:
-        options: What the command line says.
-
-    Returns:
-        One recipe per name.
-
-    Raises:
-        SystemExit: If a setting is given without a folder for its rows, which are not
-            those of the study, or is wrong.
-    """
-    is_study = (options.out / "study.py").exists()
-    if options.set and is_study:
-        raise SystemExit("out must name another folder than the study's with set")
-    try:
-        settings = dict(pair.split("=", 1) for pair in options.set)
-        return [override(get_recipe(name), settings) for name in options.recipes]
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-
-
-def runs_of(options: argparse.Namespace, optimizers: Sequence[str]) -> list[Run]:
-    """List a study's runs at the recipes' learning rates.
-
-    Args:
-        options: What its command line says.
-        optimizers: Names.
-
-    Returns:
-        One run per recipe, seed and optimizer.
-
-    Raises:
-        SystemExit: If the command line is wrong, or a recipe lacks a learning rate.
-    """
-    try:
-        return [
-            run
-            for recipe in recipes_of(options)
-            for run in plan(recipe, optimizers, options.seeds, {})
-        ]
-    except ValueError as error:
-        raise SystemExit(str(error)) from None
-
-
 def results_of(
     cells: Sequence[Cell],
     options: argparse.Namespace,
@@ -181,8 +96,7 @@ def results_of(
     table = _Table(options.out)
     if options.draw:
         return table.rows
-    there = table.find if only_missing else lambda _: None
-    wanted = [cell for cell in cells if there(cell.key) is None]
+    wanted = [c for c in cells if not (only_missing and table.find(c.key))]
     equal, differing = 0, 0
     for count, (row, origin) in enumerate(_trained(wanted, options, extract), 1):
         committed = table.find(row)
@@ -209,22 +123,28 @@ class _Table:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "results.jsonl"
         self._origins = folder / "environment.json"
-        self.rows = _lines(self.path)
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        rows = map(json.loads, lines)
+        self._by_key: dict[str, Row] = {_key(row): row for row in rows}
+
+    @property
+    def rows(self) -> list[Row]:
+        return list(self._by_key.values())
 
     def find(self, row: Row) -> Row | None:
-        key = _key(row)
-        return next((old for old in self.rows if _key(old) == key), None)
+        return self._by_key.get(_key(row))
 
     def add(self, row: Row, origin: Row) -> None:
         known = json.loads(self._origins.read_text()) if self._origins.exists() else {}
         write_json(self._origins, {**known, row["environment"]: origin})
-        self.rows.append(row)
+        self._by_key[_key(row)] = row
         self._write()
 
     def sort(self, cells: Sequence[Cell]) -> None:
-        places = {_key(cell.key): place for place, cell in enumerate(cells)}
-        if all(_key(row) in places for row in self.rows):
-            self.rows.sort(key=lambda row: places[_key(row)])
+        order = [_key(cell.key) for cell in cells]
+        if self._by_key.keys() <= set(order):
+            held = [key for key in order if key in self._by_key]
+            self._by_key = {key: self._by_key[key] for key in held}
             self._write()
 
     def _write(self) -> None:
@@ -295,14 +215,9 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _lines(path: Path) -> list[Row]:
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
 def _key(row: Row) -> str:
-    known = [value for name, value in row.items() if name in _SETTINGS]
-    return json.dumps(known + sorted(row.get("labels", {}).items()))
+    settings = [row[name] for name in _SETTINGS]
+    return json.dumps([*settings, sorted(row["labels"].items())])
 
 
 def _agrees(row: Row, committed: Row) -> bool:

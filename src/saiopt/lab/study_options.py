@@ -1,0 +1,92 @@
+"""The command line that all studies share."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from saiopt.lab.compare import plan
+from saiopt.lab.recipe import Recipe, override
+from saiopt.lab.recipes import get_recipe
+from saiopt.lab.run import Run
+
+
+def parser(
+    description: str, folder: Path, recipes: Sequence[str], seeds: Sequence[int]
+) -> argparse.ArgumentParser:
+    """Build the command line that all studies share.
+
+    Args:
+        description: The script's docstring.
+        folder: Of the study.
+        recipes: Default recipes.
+        seeds: Default seeds.
+
+    Returns:
+        A parser of ``recipes``, ``seeds``, ``set``, ``out``, ``runs_dir``, ``workers``,
+        ``device`` and ``draw``.
+    """
+    made = argparse.ArgumentParser(description=description.splitlines()[0])
+    made.add_argument("--recipes", nargs="+", default=list(recipes), metavar="RECIPE")
+    made.add_argument("--seeds", nargs="+", type=int, default=list(seeds), metavar="N")
+    made.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="fields of recipes"
+    )
+    made.add_argument(
+        "--out", type=Path, default=folder, metavar="PATH", help="for rows and figures"
+    )
+    runs_dir = Path("runs") / folder.name
+    made.add_argument("--runs-dir", type=Path, default=runs_dir, metavar="PATH")
+    made.add_argument("--workers", type=int, default=2, help="processes", metavar="N")
+    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, …")
+    made.add_argument(
+        "--draw",
+        action="store_true",
+        help="train nothing, take the rows that are there",
+    )
+    return made
+
+
+def recipes_of(options: argparse.Namespace) -> list[Recipe]:
+    """Return the recipes that a study's command line names, with its settings.
+
+    Args:
+        options: What the command line says.
+
+    Returns:
+        One recipe per name.
+
+    Raises:
+        SystemExit: If a setting is given without a folder for its rows, which are not
+            those of the study, or is wrong.
+    """
+    is_study = (options.out / "study.py").exists()
+    if options.set and is_study:
+        raise SystemExit("out must name another folder than the study's with set")
+    try:
+        settings = dict(pair.split("=", 1) for pair in options.set)
+        return [override(get_recipe(name), settings) for name in options.recipes]
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+
+
+def runs_of(options: argparse.Namespace, optimizers: Sequence[str]) -> list[Run]:
+    """List a study's runs at the recipes' learning rates.
+
+    Args:
+        options: What its command line says.
+        optimizers: Names.
+
+    Returns:
+        One run per recipe, seed and optimizer.
+
+    Raises:
+        SystemExit: If the command line is wrong, or a recipe lacks a learning rate.
+    """
+    try:
+        return [
+            run
+            for recipe in recipes_of(options)
+            for run in plan(recipe, optimizers, options.seeds, {})
+        ]
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
