@@ -10,21 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import TINY
 
 from saiopt.cli import main
 
-TINY = [
-    "--set",
-    "task.hidden_size=16",
-    "task.num_layers=1",
-    "task.num_heads=2",
-    "task.patch_size=4",
-    "batch_size=16",
-    "eval_every=50",
-    "checkpoint_every=20",
-    "--threads",
-    "1",
-]
 COMPARE = ["compare", "vit-digits", *TINY, "--steps", "200"]
 TWO = ["--optimizers", "sgdsai", "adamw"]
 

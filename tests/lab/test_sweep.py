@@ -12,6 +12,7 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
+from tiny import TINY
 
 from saiopt.cli import main
 from saiopt.lab.compare import prepare
@@ -24,18 +25,6 @@ from saiopt.lab.sweep.plan import Sweep
 from saiopt.lab.sweep.workers import Place, boards, work_off
 
 CPU = torch.device("cpu")
-TINY = [
-    "--set",
-    "task.hidden_size=16",
-    "task.num_layers=1",
-    "task.num_heads=2",
-    "task.patch_size=4",
-    "batch_size=16",
-    "eval_every=50",
-    "checkpoint_every=20",
-    "--threads",
-    "1",
-]
 
 
 def grid(recipe: Recipe, **changes: Any) -> Sweep:
