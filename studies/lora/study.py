@@ -8,9 +8,7 @@ figure beside this file. README.md says the question, the rule and the answer.
 import functools
 from pathlib import Path
 
-from saiopt.analysis.paired_plot import plot_differences
-from saiopt.lab.paired import Comparison, Row, compare_pairs, mean_metric
-from saiopt.lab.recipes import get_recipe
+from saiopt.lab.paired import Row, compare_pairs, draw_gains, mean_metric
 from saiopt.lab.study import Cell, results_of
 from saiopt.lab.study_options import parser, runs_of
 
@@ -43,21 +41,8 @@ def report(rows: list[Row], out: Path) -> None:
     for comparison in found:
         name = f"{comparison.optimizer} over {comparison.control}"
         print(f"{comparison.recipe:<18}{name:<36}{comparison}")
-    draw(recipes, found, out)
-
-
-def draw(recipes: list[str], found: list[Comparison], out: Path) -> None:
-    """Draw one panel per recipe, one line per pair."""
-    panels, intervals = {}, {}
-    for recipe in recipes:
-        mine = [c for c in found if c.recipe == recipe and c.gains]
-        names = [f"{c.optimizer} over {c.control}" for c in mine]
-        panels[recipe] = dict(zip(names, (c.gains for c in mine), strict=True))
-        widths = ((c.interval.mean, c.interval.half_width or 0.0) for c in mine)
-        intervals[recipe] = dict(zip(names, widths, strict=True))
     paths = [out / f"gains.{suffix}" for suffix in ("png", "svg")]
-    labels = {name: f"gain in {get_recipe(name).metric.label}" for name in recipes}
-    plot_differences(panels, intervals, labels, paths)
+    draw_gains(found, lambda c: f"{c.optimizer} over {c.control}", paths)
 
 
 def main() -> None:

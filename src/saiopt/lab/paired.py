@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from saiopt.analysis.paired_plot import plot_differences
 from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.recipes import get_recipe
 
@@ -118,3 +120,28 @@ def mean_metric(rows: Iterable[Row], recipe: str, optimizer: str) -> Estimate | 
         if (value := metric_of(row)) is not None
     ]
     return estimate(values) if values else None
+
+
+def draw_gains(
+    found: Sequence[Comparison],
+    name: Callable[[Comparison], str],
+    paths: Sequence[Path],
+) -> None:
+    """Draw one panel per recipe and one line per comparison: its gains and interval.
+
+    Args:
+        found: Those without a pair are left out.
+        name: Of a comparison's line.
+        paths: Files to write.
+    """
+    panels: dict[str, dict[str, Sequence[float]]] = {}
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    for comparison in found:
+        if not comparison.gains:
+            continue
+        interval = comparison.interval
+        bounds = (interval.mean, interval.half_width or 0.0)
+        panels.setdefault(comparison.recipe, {})[name(comparison)] = comparison.gains
+        intervals.setdefault(comparison.recipe, {})[name(comparison)] = bounds
+    labels = {recipe: f"gain in {get_recipe(recipe).metric.label}" for recipe in panels}
+    plot_differences(panels, intervals, labels, paths)
