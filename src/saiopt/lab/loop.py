@@ -143,7 +143,9 @@ class _Session:
         lr = self._set_lr()
         batch = self.task.batch(self.run.seed, self.step, self.recipe.batch_size)
         batch = self.ranks.share(batch)
-        self.optimizer.zero_grad()
+        # The model's, not the optimizer's: gradients of what it leaves alone are clipped
+        # with the others.
+        self.model.zero_grad()
         loss = self._accumulate(batch)
         line = {"step": self.step, "lr": lr, "loss": self.ranks.mean(loss)}
         if not self.recipe.gradient_release:

@@ -112,6 +112,8 @@ class Run:
             description["package"] = f"{spec.package} {version(spec.package)}"
         if spec.schedule is not None:
             description["schedule"] = spec.schedule
+        if spec.revision:
+            description["revision"] = spec.revision
         # What is read back from a file has lists where this has tuples.
         return json.loads(json.dumps(description))
 

@@ -81,6 +81,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         {"betas": (0.9, 0.95), "eps": 1e-8},
         "as adamw",
         package="adam-mini",
+        revision=1,
     ),
     # Evaluates an average; what decays is where the gradients are taken.
     "schedule-free-adamw": OptimizerSpec(
@@ -92,7 +93,10 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     ),
     **{
         f"{name}-frozen-a": OptimizerSpec(
-            low_rank.without_a(build), settings, f"as {name}, A never moves; LoRA only"
+            low_rank.without_a(build),
+            settings,
+            f"as {name}, A never moves; LoRA only",
+            revision=1,
         )
         for name, build, settings in (
             ("sgdsai", scaled_once.sgdsai, _sai("gsnr").settings),

@@ -27,6 +27,8 @@ class OptimizerSpec:
         penalizes: Whether λ is a penalty that the optimizer normalises. Then no λ gives
             a decay per step, and a run without a λ of its own has none.
         shards: Whether it can step parameters that FSDP2 has sharded.
+        revision: Counts the changes of its numbers that ``settings`` do not tell; part
+            of a run's identity, so that what was trained before is not taken for it.
     """
 
     build: Callable[..., Optimizer]
@@ -39,3 +41,4 @@ class OptimizerSpec:
     seeded: bool = False
     penalizes: bool = False
     shards: bool = True
+    revision: int = 0
