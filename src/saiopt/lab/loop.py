@@ -143,8 +143,7 @@ class _Session:
         lr = self._set_lr()
         batch = self.task.batch(self.run.seed, self.step, self.recipe.batch_size)
         batch = self.ranks.share(batch)
-        # The model's, not the optimizer's: gradients of what it leaves alone are clipped
-        # with the others.
+        # The model's, not the optimizer's: what that leaves alone is clipped as well.
         self.model.zero_grad()
         loss = self._accumulate(batch)
         line = {"step": self.step, "lr": lr, "loss": self.ranks.mean(loss)}

@@ -5,7 +5,6 @@ import importlib
 
 from saiopt.lab.stdlib_source import SourceText, is_held_out
 
-
 # Shorter lines, such as a closing bracket, are no sign of common text.
 _TELLING_LENGTH = 16
 
@@ -13,8 +12,8 @@ _TELLING_LENGTH = 16
 def read_prose() -> SourceText:
     """Read the language reference that ``help()`` shows, split by whole topics.
 
-    Topics contain each other: ``class`` is also a part of ``compound``. So each side has
-    a paragraph once, and training has none that shares a line with the held-out topics.
+    Topics contain each other: ``class`` is also a part of ``compound``. So each side
+    has a paragraph once, and training has none that shares a line with the other side.
 
     Returns:
         Training and held-out text.
