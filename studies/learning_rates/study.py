@@ -94,7 +94,12 @@ CENTRES = {
     },
 }
 # Values that all grids of a recipe have grown by, below and above the seven.
-GROWN = {"vit-digits": (3, 0), "ddpm-digits": (0, 1), "lora-ddpm-digits": (0, 2)}
+GROWN = {
+    "gpt-stdlib": (0, 1),
+    "vit-digits": (3, 0),
+    "ddpm-digits": (0, 1),
+    "lora-ddpm-digits": (0, 2),
+}
 COLUMNS = {
     "SGD-SaI and its controls": [
         "sgdsai",

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from saiopt import SGDSaI, get_scales
 from saiopt.lab.compare import plan
@@ -16,7 +16,7 @@ from saiopt.lab.optimizers import (
 )
 from saiopt.lab.optimizers.muon import hidden_matrices
 from saiopt.lab.outcome import Outcome, carry_out
-from saiopt.lab.recipe import Recipe
+from saiopt.lab.recipe import Recipe, override
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
 
@@ -239,3 +239,38 @@ def test_low_bit_momentum_takes_its_bytes() -> None:
         optimizer.step()
         held = state_bytes(optimizer) / sum(p.numel() for p in model.parameters())
         assert held < most
+
+
+def test_adam_mini_takes_gpt2_apart_by_heads_and_output_neurons() -> None:
+    recipe = override(get_recipe("gpt-stdlib"), {"task.n_layer": "1"})
+    model = recipe.task.load().build_model(0)
+    optimizer = build_optimizer("adam-mini", model, 0.01, 0.0, 0)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+
+    def first_step(grad: Tensor, rows: int) -> Tensor:
+        """Divide outputs, or heads of them, by the root of their mean square."""
+        blocks = grad.t().reshape(rows, -1)
+        moment = blocks.square().mean(1, keepdim=True)
+        return (0.01 * blocks / moment.sqrt()).reshape(grad.t().shape).t()
+
+    def moved(name: str) -> tuple[Tensor, Tensor]:
+        p = model.get_parameter(name)
+        assert p.grad is not None
+        return before[name] - p.detach(), p.grad
+
+    layer = "transformer.h.0."
+    step, grad = moved(layer + "attn.c_attn.weight")
+    for part, rows in enumerate((4, 4, 128)):
+        columns = slice(part * 128, (part + 1) * 128)
+        expected = first_step(grad[:, columns], rows)
+        torch.testing.assert_close(step[:, columns], expected, rtol=1e-4, atol=1e-6)
+    for name in ("attn.c_proj", "mlp.c_fc", "mlp.c_proj"):
+        step, grad = moved(f"{layer}{name}.weight")
+        expected = first_step(grad, grad.shape[1])
+        torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-6)
+    step, grad = moved("transformer.wpe.weight")
+    expected = first_step(grad.t(), len(grad)).t()
+    torch.testing.assert_close(step, expected, rtol=1e-4, atol=1e-6)
