@@ -14,8 +14,8 @@ from saiopt.lab.study_options import parser, runs_of
 
 HERE = Path(__file__).parent
 RECIPES = ("gpt-stdlib", "vit-digits", "resnet-digits", "lora-pydoc", "ddpm-digits")
-# Seed 0 chose the learning rates.
-SEEDS = (1, 2, 3, 4, 5)
+# Seed 0 chose the learning rates; 1 and 2 helped with √n's on vit-digits.
+SEEDS = (3, 4, 5, 6, 7)
 CONTROLS = {
     "sgdsai-sqrt-numel": "√n",
     "sgdm-decoupled": "no scale",

@@ -39,7 +39,9 @@ CLOSE = math.log(1.1)
 ENOUGH = 0.95
 # Below √(n-1) g-SNR is the work of ε: the gradient is rounding noise.
 LEAST = 0.99
-DIGITS = 5
+# Enough to tell g-SNR from √n in blocks of a hundred thousand entries.
+DIGITS = 9
+MEASURED = ("gsnr", "relative_mean", "sparsity")
 MIN_FREEDOM = 4
 
 
@@ -50,10 +52,10 @@ def measured(outcome: Outcome) -> Row:
         for row in line.get("gsnr", []):
             block = blocks.setdefault(
                 row["block"],
-                {"numel": row["numel"], "step": [], "gsnr": [], "sparsity": []},
+                {"numel": row["numel"], "step": []} | {name: [] for name in MEASURED},
             )
             block["step"].append(row["step"])
-            for name in ("gsnr", "sparsity"):
+            for name in MEASURED:
                 block[name].append(_short(row.get(name)))
     return {"blocks": blocks}
 
@@ -66,29 +68,16 @@ def usable(row: Row) -> list[dict[str, Any]]:
     """Return the blocks of a run that g-SNR can say something about."""
     held = []
     for block in row["blocks"].values():
+        names = ("step", *MEASURED)
         kept = [
-            (step, value, zeros)
-            for step, value, zeros in zip(
-                block["step"], block["gsnr"], block["sparsity"], strict=True
-            )
-            if value is not None and value >= LEAST * math.sqrt(block["numel"] - 1)
+            values
+            for values in zip(*(block[name] for name in names), strict=True)
+            if None not in values and values[1] >= LEAST * math.sqrt(block["numel"] - 1)
         ]
         if block["numel"] > 1 and len(kept) > 1:
-            steps, values, zeros = (list(column) for column in zip(*kept, strict=True))
-            held.append(
-                {
-                    "numel": block["numel"],
-                    "step": steps,
-                    "gsnr": values,
-                    "sparsity": zeros,
-                }
-            )
+            columns = dict(zip(names, map(list, zip(*kept, strict=True)), strict=True))
+            held.append({"numel": block["numel"], **columns})
     return held
-
-
-def bias(numel: int, gsnr: float) -> float:
-    """Return r = |mean|/std, from g-SNR² = (n-1)(1+r²)."""
-    return math.sqrt(max(gsnr**2 / (numel - 1) - 1, 0.0))
 
 
 def constancy(row: Row) -> float:
@@ -107,8 +96,7 @@ def correlations(rows: Sequence[Row]) -> dict[str, float]:
     for row in rows:
         blocks = usable(row)
         numel = [b["numel"] for b in blocks]
-        first = [bias(b["numel"], b["gsnr"][0]) for b in blocks]
-        last = [bias(b["numel"], b["gsnr"][-1]) for b in blocks]
+        first, last = ([b["relative_mean"][i] for b in blocks] for i in (0, -1))
         pairs = {
             "g-SNR and n": ([b["gsnr"][0] for b in blocks], numel),
             "r first and last": (first, last),
@@ -134,14 +122,14 @@ def prediction(rows: Iterable[Row]) -> str:
         )
         pairs.setdefault(row["recipe"], []).append((excess, sign * value))
     # Within a recipe, in units of its spread: tasks differ for other reasons.
+    several = [found for found in pairs.values() if len(found) > 1]
     points = [
         point
-        for found in pairs.values()
-        if len(found) > 1
+        for found in several
         for point in zip(*map(standardised, zip(*found, strict=True)), strict=True)
     ]
     # A mean per recipe was taken out.
-    freedom = len(points) - len(pairs) - 2
+    freedom = len(points) - len(several) - 2
     if freedom < MIN_FREEDOM:
         return f"too few runs (n={len(points)})"
     x, y = zip(*points, strict=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from saiopt.analysis.horizon_plot import plot_horizons
 from saiopt.lab.intervals import estimate
-from saiopt.lab.paired import Comparison, Row, metric_of
+from saiopt.lab.paired import Row, compare_seeds, metric_of
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
 from saiopt.lab.study import Cell, results_of
@@ -80,7 +80,7 @@ def tuning_cells(runs: Sequence[Run]) -> Iterator[Cell]:
 
 
 def best_factor(rows: Sequence[Row], run: Run, setting: Setting) -> float:
-    """Return the factor that was best on the tuning seed."""
+    """Return the factor that was best on the tuning seed, the least if all diverged."""
     factors = tuned(run, setting)
     if len(factors) == 1:
         return factors[0]
@@ -91,6 +91,8 @@ def best_factor(rows: Sequence[Row], run: Run, setting: Setting) -> float:
         and row["seed"] == TUNING_SEED
     }
     finite = {factor: value for factor, value in found.items() if value is not None}
+    if not finite:
+        return min(found)
     higher = run.recipe.metric.higher_is_better
     return (max if higher else min)(finite, key=finite.__getitem__)
 
@@ -104,21 +106,18 @@ def of_setting(row: Row, recipe: str, optimizer: str, setting: Setting) -> bool:
 
 def by_seed(
     rows: Sequence[Row], recipe: str, optimizer: str, setting: Setting
-) -> dict[int, float]:
-    """Return the metric by seed, without the tuning seed's."""
+) -> dict[int, float | None]:
+    """Return the metric by seed, without the tuning seed's; None where it diverged."""
     return {
-        row["seed"]: value
+        row["seed"]: metric_of(row)
         for row in rows
         if of_setting(row, recipe, optimizer, setting) and row["seed"] != TUNING_SEED
-        if (value := metric_of(row)) is not None
     }
 
 
-def gain(recipe: str, ours: dict[int, float], theirs: dict[int, float]) -> str:
-    """Say by how much one is better than the other, seed by seed."""
-    sign = 1 if get_recipe(recipe).metric.higher_is_better else -1
-    gains = [sign * (ours[s] - theirs[s]) for s in sorted(ours.keys() & theirs.keys())]
-    return str(Comparison(recipe, "", "", gains))
+def finite(values: dict[int, float | None]) -> list[float]:
+    """Return the metrics of the runs that did not diverge."""
+    return [value for value in values.values() if value is not None]
 
 
 def report(rows: list[Row], out: Path) -> None:
@@ -129,7 +128,7 @@ def report(rows: list[Row], out: Path) -> None:
         for optimizer in OPTIMIZERS:
             points = []
             for setting in CLIPPED:
-                values = list(by_seed(rows, recipe, optimizer, setting).values())
+                values = finite(by_seed(rows, recipe, optimizer, setting))
                 if values:
                     found = estimate(values)
                     spread = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -140,18 +139,22 @@ def report(rows: list[Row], out: Path) -> None:
             print(f"{recipe:<12}{optimizer:<21}{line}")
         values = functools.partial(by_seed, rows, recipe)
         for setting in CLIPPED:
-            found = gain(recipe, values("sgdsai", setting), values("adamw", setting))
+            ours, theirs = values("sgdsai", setting), values("adamw", setting)
+            found = compare_seeds(recipe, "sgdsai", "adamw", ours, theirs)
             print(f"{recipe:<12}sgdsai over adamw at {setting[0]:g}: {found}")
         for longer, shorter in ((1, 0), (2, 1)):
-            ours, theirs = CLIPPED[longer], CLIPPED[shorter]
-            found = gain(recipe, values("sgdsai", ours), values("adamw", theirs))
+            long, short = CLIPPED[longer], CLIPPED[shorter]
+            ours, theirs = values("sgdsai", long), values("adamw", short)
+            found = compare_seeds(recipe, "sgdsai", "adamw", ours, theirs)
             print(
-                f"{recipe:<12}sgdsai at {ours[0]:g} over adamw at {theirs[0]:g}: "
-                f"{found}"
+                f"{recipe:<12}sgdsai at {long[0]:g} over adamw at {short[0]:g}: {found}"
             )
         for optimizer in UNCLIPPED:
-            clipped = values(optimizer, (1.0, True))
-            found = gain(recipe, clipped, values(optimizer, WITHOUT))
+            clipped, without = (
+                values(optimizer, (1.0, True)),
+                values(optimizer, WITHOUT),
+            )
+            found = compare_seeds(recipe, optimizer, optimizer, clipped, without)
             print(f"{recipe:<12}clipping, {optimizer}: {found}")
     plot_horizons(
         panels,

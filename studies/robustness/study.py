@@ -23,7 +23,8 @@ HERE = Path(__file__).parent
 # Published grid and seeds by recipe.
 RECIPES = {
     "resnet-digits": ("resnet18-cifar10", (1, 2, 3)),
-    "vit-digits": ("vit-s16-imagenet", (1,)),
+    # Seeds 1 and 2 helped to choose a learning rate there.
+    "vit-digits": ("vit-s16-imagenet", (3,)),
 }
 OPTIMIZERS = (
     "sgdsai",

@@ -20,6 +20,7 @@ def test_gsnr_has_its_closed_form(size: int, shift: float) -> None:
     expected = math.sqrt((size - 1) * (1 + r * r))
     assert row.gsnr == pytest.approx(expected, rel=1e-5)
     assert row.ratio == pytest.approx(expected / math.sqrt(size), rel=1e-5)
+    assert row.relative_mean == pytest.approx(abs(r), rel=1e-5)
 
 
 def test_measuring_changes_nothing() -> None:
@@ -44,6 +45,15 @@ def test_a_useless_gradient_has_no_gsnr(value: float) -> None:
     model.weight.grad = torch.full((3, 4), value)
     [row] = GSNRProbe(model).record(0)
     assert math.isnan(row.gsnr)
+    assert math.isnan(row.relative_mean)
+
+
+def test_equal_entries_have_no_relative_mean() -> None:
+    model = nn.Linear(4, 3, bias=False)
+    model.weight.grad = torch.full((3, 4), 0.1)
+    [row] = GSNRProbe(model).record(0)
+    assert row.gsnr == pytest.approx(math.sqrt(12))
+    assert math.isnan(row.relative_mean)
 
 
 def test_rows_are_kept_in_the_order_of_recording() -> None:

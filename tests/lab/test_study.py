@@ -5,7 +5,8 @@ import pytest
 from saiopt.lab.recipe import override
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
-from saiopt.lab.study import Cell, results_of, train_cell
+from saiopt.lab.run_folder import RunFolderError
+from saiopt.lab.study import Cell, by_run, results_of, train_cells
 from saiopt.lab.study_options import parser, recipes_of
 
 
@@ -27,8 +28,8 @@ def here_only(monkeypatch, tmp_path):
     """Train in this process: what starts processes has a test of its own."""
 
     def trained(chosen, said, extract):
-        for cell in chosen:
-            yield train_cell(cell, said.runs_dir, said.device, extract)
+        for together in by_run(chosen):
+            yield from train_cells(together, said.runs_dir, said.device, extract)
 
     monkeypatch.setattr("saiopt.lab.study._trained", trained)
     return tmp_path
@@ -50,6 +51,28 @@ def test_cells_become_rows_that_name_what_was_trained(tmp_path):
     origin = json.loads((tmp_path / "environment.json").read_text())
     assert origin[row["environment"]]["threads"] == 1
     assert len(said) == 1
+
+
+def test_cells_of_one_run_train_it_once(here_only):
+    [cell] = cells(0)
+    twice = [cell, Cell(cell.run, {"variant": "again"})]
+    rows = results_of(twice, options(here_only), print)
+    assert [row["labels"]["variant"] for row in rows] == ["short", "again"]
+    assert rows[0]["run"] == rows[1]["run"]
+
+
+def test_a_failure_ends_the_study_and_keeps_the_rows_that_are_made(tmp_path):
+    results_of(cells(1), options(tmp_path), print)
+    [row] = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
+    (tmp_path / "results.jsonl").unlink()
+    (tmp_path / "runs" / row["run"] / "result.json").write_text("{")
+    with pytest.raises(RunFolderError):
+        results_of(cells(*range(16)), options(tmp_path), print)
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
+    seeds = [json.loads(line)["seed"] for line in lines]
+    assert seeds[0] == 0
+    # Those after the failure may have begun before it, but not all.
+    assert len(seeds) < 15
 
 
 def test_a_repetition_says_that_it_is_equal_and_changes_nothing(here_only):

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from saiopt.moments import Moments
 from saiopt.scaling import gsnr
 from saiopt.sharding import measure_blocks
 
@@ -24,6 +25,8 @@ class GSNRRow:
         gsnr: ‖g‖ / (std(g) + ε), NaN for a gradient that is zero or not finite.
         sparsity: Share of the gradient's entries that are exactly zero.
         update: Size of the step, ηs·rms(m) / rms(θ), NaN until it is known.
+        relative_mean: r = |mean| / std of the gradient, which is what g-SNR, about
+            √((n-1)(1+r²)), tells beyond n; NaN where the entries hardly differ too.
     """
 
     block: str
@@ -32,6 +35,7 @@ class GSNRRow:
     gsnr: float
     sparsity: float = math.nan
     update: float = math.nan
+    relative_mean: float = math.nan
 
     @property
     def ratio(self) -> float:
@@ -78,11 +82,12 @@ class GSNRProbe:
         blocks = [(name, p) for name, p in self._named if p.grad is not None]
         moments = measure_blocks([p for _, p in blocks])
         values = gsnr(moments, self._eps).masked_fill(~moments.usable, math.nan)
+        means = _relative_means(moments)
         zeros = measure_blocks([_holding(p, _is_zero(p)) for _, p in blocks]).mean
         new = [
-            GSNRRow(name, p.numel(), step, value, share)
-            for (name, p), value, share in zip(
-                blocks, values.tolist(), zeros.tolist(), strict=True
+            GSNRRow(name, p.numel(), step, value, share, relative_mean=mean)
+            for (name, p), value, share, mean in zip(
+                blocks, values.tolist(), zeros.tolist(), means.tolist(), strict=True
             )
         ]
         self.rows += new
@@ -152,6 +157,13 @@ def update_sizes(optimizer: Optimizer) -> dict[Tensor, float]:
         p: float(lr) * abs(float(state.get("scale", 1.0))) * ratio
         for (p, lr, state), ratio in zip(moved, ratios, strict=True)
     }
+
+
+def _relative_means(moments: Moments) -> Tensor:
+    """Return |mean| / population std where that is more than rounding noise."""
+    std = (moments.squared_deviations / moments.numel).sqrt()
+    told = moments.usable & ~moments.degenerate
+    return (moments.mean.abs() / std).masked_fill(~told, math.nan)
 
 
 def _is_zero(parameter: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """Paired comparisons of optimizers over the seeds of a study."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,8 @@ class Comparison:
         """``"better"`` or ``"worse"`` if the interval excludes 0, else ``"open"``."""
         if len(self.gains) < 2:
             return "open"
-        mean, half_width = self.interval.mean, self.interval.half_width or math.inf
-        if abs(mean) <= half_width:
+        mean, half_width = self.interval.mean, self.interval.half_width
+        if half_width is None or abs(mean) <= half_width:
             return "open"
         return "better" if mean > 0 else "worse"
 
@@ -95,9 +94,30 @@ def compare_pairs(
                 f"rows must be one per seed, got two of {row['optimizer']}"
             )
         by_seed[row["seed"]] = metric_of(row)
+    return compare_seeds(recipe, optimizer, control, *found.values())
+
+
+def compare_seeds(
+    recipe: str,
+    optimizer: str,
+    control: str,
+    ours: Mapping[int, float | None],
+    theirs: Mapping[int, float | None],
+) -> Comparison:
+    """Pair metrics by seed.
+
+    Args:
+        recipe: Name.
+        optimizer: Name.
+        control: Name of the other optimizer.
+        ours: The optimizer's metric by seed, None where it diverged.
+        theirs: The control's.
+
+    Returns:
+        Their comparison over the seeds that both have.
+    """
     sign = 1 if get_recipe(recipe).metric.higher_is_better else -1
-    seeds = sorted(found[optimizer].keys() & found[control].keys())
-    pairs = [(found[optimizer][seed], found[control][seed]) for seed in seeds]
+    pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
     gains = [sign * (a - b) for a, b in pairs if a is not None and b is not None]
     return Comparison(recipe, optimizer, control, gains, len(pairs) - len(gains))
 

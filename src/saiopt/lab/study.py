@@ -155,37 +155,72 @@ class _Table:
 def _trained(
     cells: Sequence[Cell], options: argparse.Namespace, extract: Extract
 ) -> Iterator[tuple[Row, Row]]:
-    """Train cells in processes of one thread each, going on where they stopped."""
+    """Train cells in processes of one thread each, going on where they stopped.
+
+    A failure ends the study, after the rows of what else was being trained.
+    """
     torch.set_num_threads(1)
     context = multiprocessing.get_context("spawn")
+    failure = None
     with ProcessPoolExecutor(
         options.workers, mp_context=context, initializer=_end_with_parent
     ) as pool:
         place = (options.runs_dir, options.device, extract)
-        jobs = [pool.submit(train_cell, cell, *place) for cell in cells]
+        jobs = [
+            pool.submit(train_cells, together, *place) for together in by_run(cells)
+        ]
         for job in as_completed(jobs):
-            yield job.result()
+            if job.cancelled():
+                continue
+            if job.exception() is None:
+                yield from job.result()
+                continue
+            failure = failure or job.exception()
+            for other in jobs:
+                other.cancel()
+    if failure is not None:
+        raise failure
 
 
-def train_cell(
-    cell: Cell, runs_dir: Path, device: str, extract: Extract
-) -> tuple[Row, Row]:
-    """Train one cell, or read it if it is finished.
+def by_run(cells: Sequence[Cell]) -> list[list[Cell]]:
+    """Put the cells together that are one run, which two processes must not train.
 
     Args:
-        cell: To train.
+        cells: Of a study, whose grids may overlap.
+
+    Returns:
+        All cells, in the order of the first of each run.
+    """
+    found: dict[str, list[Cell]] = {}
+    for cell in cells:
+        found.setdefault(json.dumps(cell.run.describe()), []).append(cell)
+    return list(found.values())
+
+
+def train_cells(
+    cells: Sequence[Cell], runs_dir: Path, device: str, extract: Extract
+) -> list[tuple[Row, Row]]:
+    """Train the cells of one run, or read it if it is finished.
+
+    Args:
+        cells: To train.
         runs_dir: Where run folders live.
         device: Where to train.
         extract: Adds to the row what the outcome holds.
 
     Returns:
-        Its row, and where it was trained, which the row names by a hash.
+        The row of each, and where it was trained, which the row names by a hash.
     """
     torch.set_num_threads(1)
-    task = _loaded(cell.run.recipe.task)
-    outcome = carry_out(cell.run, task, runs_dir, torch.device(device), lambda _: None)
+    run = cells[0].run
+    task = _loaded(run.recipe.task)
+    outcome = carry_out(run, task, runs_dir, torch.device(device), lambda _: None)
     origin = json.loads((runs_dir / outcome.folder / "environment.json").read_text())
-    row = {
+    return [(_row(cell, outcome, extract, origin), origin) for cell in cells]
+
+
+def _row(cell: Cell, outcome: Outcome, extract: Extract, origin: Row) -> Row:
+    return {
         **cell.key,
         "status": outcome.result["status"],
         "step": outcome.result["step"],
@@ -195,7 +230,6 @@ def train_cell(
         "run": outcome.folder,
         "environment": identity_hash(origin),
     }
-    return row, origin
 
 
 @functools.cache
