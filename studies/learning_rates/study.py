@@ -96,6 +96,7 @@ CENTRES = {
 # Values that all grids of a recipe have grown by, below and above the seven.
 GROWN = {
     "gpt-stdlib": (0, 1),
+    "lora-pydoc": (0, 1),
     "vit-digits": (3, 0),
     "ddpm-digits": (0, 1),
     "lora-ddpm-digits": (0, 2),
