@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 
+from saiopt.analysis.curves import Curve, plot_curves
 from saiopt.cli import main
 from saiopt.lab.compare import compare, plan, prepare
-from saiopt.lab.recipe import Recipe
+from saiopt.lab.outcome import carry_out
+from saiopt.lab.recipe import Recipe, override
 from saiopt.lab.report.markup import picture, table
 from saiopt.lab.report.sources import environments, find_sources
+from saiopt.lab.run import Run
 
 CPU = torch.device("cpu")
 
@@ -81,6 +84,28 @@ def test_the_runs_of_a_comparison_are_not_told_again(runs_dir: Path) -> None:
     [folder] = runs_dir.glob("vit-digits-adamw-seed0-*")
     assert [s.kind for s in find_sources([folder], runs_dir)] == ["run"]
     assert "single runs" in report(runs_dir, str(folder)).words
+
+
+def test_runs_that_differ_in_the_recipe_are_told_apart(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+
+    def keep_names(curves: dict[str, list[Curve]], *rest: Any) -> None:
+        drawn.extend(curves)
+        plot_curves(curves, *rest)
+
+    monkeypatch.setattr("saiopt.lab.report.runs_section.plot_curves", keep_names)
+    folder = tmp_path / "runs"
+    for clip_norm in ("1.0", "0.001"):
+        run = Run(override(tiny, {"clip_norm": clip_norm}), "adamw", 0.01, 0)
+        task = run.recipe.task.load()
+        carry_out(run, task, folder, CPU, lambda _: None)
+    assert "clip_norm" in report(folder).words
+    assert sorted(drawn) == [
+        "adamw lr 0.01 clip_norm=0.001",
+        "adamw lr 0.01 clip_norm=1.0",
+    ]
 
 
 def test_the_environment_is_that_of_the_runs(runs_dir: Path) -> None:

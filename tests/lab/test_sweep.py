@@ -157,6 +157,29 @@ def test_tpe_makes_its_number_of_trials_within_the_ranges(
     assert all(0.01 <= c.lr <= 0.1 and 1e-4 <= c.weight_decay <= 1 for c in cells)
 
 
+def test_processes_that_begin_together_propose_different_cells(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    sweep = grid(tiny, weight_decays=(1e-4, 1.0), sampler="tpe", trials=4)
+    claims = [opened.claim() for opened in (board(sweep, tmp_path),) * 2]
+    claims += [opened.claim() for opened in [board(sweep, tmp_path) for _ in range(2)]]
+    proposed = [claim.trial.params for claim in claims if claim is not None]
+    for claim in claims:
+        assert claim is not None
+        claim.release()
+    assert len({(p["lr"], p["weight_decay"]) for p in proposed}) == 4
+
+
+def test_another_version_of_a_rivals_package_is_another_sweep(
+    tiny: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lion, ours = (grid(tiny, optimizer=name) for name in ("lion", "sgdsai"))
+    before = lion.study_name({}), ours.study_name({})
+    monkeypatch.setattr("saiopt.lab.run.version", lambda _: "9.9.9")
+    after = lion.study_name({}), ours.study_name({})
+    assert (before[0] == after[0], before[1] == after[1]) == (False, True)
+
+
 def test_the_border_is_named(tiny: Recipe) -> None:
     sweep = grid(tiny, lrs=(1.0, 2.0, 3.0), weight_decays=(0.1, 0.2, 0.3))
     cells = {(lr, wd): 0.5 for lr in sweep.lrs for wd in sweep.weight_decays}

@@ -1,6 +1,7 @@
 """One experiment apart from the optimizer and the seed."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,8 +91,8 @@ class Recipe:
                 raise ValueError(f"{field} must be at least 1, got {value}")
         for field in ("clip_norm", "decay_per_step"):
             value = getattr(self, field)
-            if not value >= 0:
-                raise ValueError(f"{field} must be at least 0, got {value}")
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{field} must be finite and at least 0, got {value}")
         if not 0 <= self.warmup_fraction < 1:
             raise ValueError(
                 f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}"

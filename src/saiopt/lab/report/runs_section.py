@@ -24,9 +24,10 @@ def runs_section(recipe: str, runs: Sequence[Source], prefix: str) -> tuple[str,
         Heading and HTML.
     """
     metrics = _metric_names(runs)
-    html = _curves(recipe, runs, metrics[0], prefix) if metrics else ""
-    columns = ("optimizer", "seed", "lr", "decay", "status", *metrics, "time")
-    html += table(columns, [_row(run, metrics) for run in runs])
+    varied = _varied([_described(run) for run in runs])
+    html = _curves(recipe, runs, metrics[0], varied, prefix) if metrics else ""
+    columns = ("optimizer", "seed", "lr", "decay", *varied, "status", *metrics, "time")
+    html += table(columns, [_row(run, metrics, varied) for run in runs])
     return f"{recipe}: single runs", html
 
 
@@ -43,7 +44,27 @@ def _metric_names(runs: Sequence[Source]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.content["metrics"]))
 
 
-def _row(run: Source, metrics: Sequence[str]) -> Sequence[str]:
+def _varied(descriptions: Sequence[Mapping[str, Any]]) -> Sequence[str]:
+    """Return the fields of the recipe that the runs do not have in common."""
+    flat = [_fields(described) for described in descriptions]
+    names = dict.fromkeys(name for fields in flat for name in fields)
+    return [name for name in names if len({str(f.get(name)) for f in flat}) > 1]
+
+
+def _fields(described: Mapping[str, Any]) -> Mapping[str, Any]:
+    recipe = dict(described["recipe"])
+    task = {f"task.{name}": value for name, value in recipe.pop("task", {}).items()}
+    # The decay per step is what the column of the decay says.
+    recipe.pop("decay_per_step", None)
+    return recipe | task
+
+
+def _values(run: Source, varied: Sequence[str]) -> Sequence[str]:
+    fields = _fields(_described(run))
+    return [str(fields.get(name, "")) for name in varied]
+
+
+def _row(run: Source, metrics: Sequence[str], varied: Sequence[str]) -> Sequence[str]:
     described, result = _described(run), run.content
     values = [result["metrics"].get(name) for name in metrics]
     return (
@@ -51,22 +72,45 @@ def _row(run: Source, metrics: Sequence[str]) -> Sequence[str]:
         str(described.get("seed", "")),
         f"{described.get('lr', 0):.3g}",
         f"{described.get('weight_decay', 0):.3g}",
+        *_values(run, varied),
         result["status"],
         *("" if value is None else f"{value:.4f}" for value in values),
         duration(result["total_seconds"]),
     )
 
 
-def _curves(recipe: str, runs: Sequence[Source], metric: str, prefix: str) -> str:
+def _curves(
+    recipe: str, runs: Sequence[Source], metric: str, varied: Sequence[str], prefix: str
+) -> str:
+    # One line per setting: its runs differ by their seeds alone.
+    decays: dict[str, set[str]] = {}
+    for run in runs:
+        decays.setdefault(_line_name(run, varied), set()).add(_decay(run))
     curves: dict[str, list[Curve]] = {}
     for run in runs:
-        described = _described(run)
-        name = f"{described.get('optimizer', '')} lr {described.get('lr', 0):.3g}"
+        name = _line_name(run, varied)
+        if len(decays[name]) > 1:
+            name += f" decay {_decay(run)}"
         curves.setdefault(name, []).append(_curve(run, metric))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "curves.svg"
         plot_curves(curves, recipe, f"validation {metric}", [path])
         return picture(path, f"validation {metric} by step", prefix)
+
+
+def _line_name(run: Source, varied: Sequence[str]) -> str:
+    described = _described(run)
+    settings = zip(varied, _values(run, varied), strict=True)
+    return " ".join(
+        [
+            f"{described.get('optimizer', '')} lr {described.get('lr', 0):.3g}",
+            *(f"{name}={value}" for name, value in settings),
+        ]
+    )
+
+
+def _decay(run: Source) -> str:
+    return f"{_described(run).get('weight_decay', 0):.3g}"
 
 
 def _curve(run: Source, metric: str) -> Curve:

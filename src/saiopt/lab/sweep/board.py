@@ -78,7 +78,8 @@ class Board:
                 direction="maximize" if higher else "minimize",
                 load_if_exists=True,
             )
-            self._study.sampler = _sampler(sweep, len(self._study.trials))
+            # A grid is put up cell by cell, and what is put up is not sampled.
+            self._study.sampler = RandomSampler()
 
     @property
     def study_name(self) -> str:
@@ -100,7 +101,7 @@ class Board:
                     self._study.tell(trial, state=TrialState.FAIL)
                     continue
                 claim = Claim(trial, self._locks)
-                _choose(trial, self.sweep)
+                self._choose(trial)
                 return claim
         return None
 
@@ -151,6 +152,14 @@ class Board:
                 again = before.get(index) or params
                 self._study.enqueue_trial(again, user_attrs={"cell": index})
 
+    def _choose(self, trial: Trial) -> None:
+        if self.sweep.sampler == "tpe":
+            # No two trials of a storage have a number in common, so that processes that
+            # begin together propose different cells.
+            self._study.sampler = _tpe(seed=trial.number)
+        for name, (low, high) in self.sweep.ranges.items():
+            trial.suggest_float(name, low, high, log=low > 0)
+
     def _is_surplus(self, trial: Trial) -> bool:
         """Tell whether another machine has the cell too, or there was none to take."""
         index = trial.user_attrs.get("cell")
@@ -190,18 +199,11 @@ def open_storage(url: str, locks: Path) -> RDBStorage:
         ) from error
 
 
-def _sampler(sweep: Sweep, seed: int) -> BaseSampler:
-    if sweep.sampler == "grid":
-        return RandomSampler()
+def _tpe(seed: int) -> BaseSampler:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        # The liar keeps processes from proposing the same cell at once.
+        # The liar keeps processes from proposing cells that others are training.
         return TPESampler(seed=seed, constant_liar=True)
-
-
-def _choose(trial: Trial, sweep: Sweep) -> None:
-    for name, (low, high) in sweep.ranges.items():
-        trial.suggest_float(name, low, high, log=low > 0)
 
 
 def _index(trial: FrozenTrial) -> int | None:

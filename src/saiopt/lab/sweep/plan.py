@@ -99,7 +99,8 @@ class Sweep:
             Recipe, optimizer and a hash of everything that defines the cells.
         """
         described = self.runs({"lr": self.lrs[0]})[0].describe()
-        kept = {k: described[k] for k in ("recipe", "settings")}
+        defining = ("recipe", "settings", "package", "schedule", "revision")
+        kept = {k: described[k] for k in defining if k in described}
         space = [self.cells(), self.ranges, self.seeds, self.sampler]
         digest = identity_hash([kept, space, dict(software)])
         return f"{self.recipe.name}-{self.optimizer}-{digest}"
