@@ -78,5 +78,6 @@ def ddpm_digits() -> Recipe:
             "adamw": 2e-2,
             "sgd": 2e-1,
             "sgdm-decoupled": 2.0,
+            "sgdsai-shuffled": 2e-1,
         },
     )

@@ -79,5 +79,11 @@ def gpt_stdlib() -> Recipe:
             "sgd": 1e-1,
             "sgdm-decoupled": 5e-1,
             "sgdsai-gsnr-max": 1.0,
+            "adam": 2e-3,
+            "adafactor": 5e-2,
+            "lion": 5e-4,
+            "muon": 1e-2,
+            "prodigy": 2e-1,
+            "schedule-free-adamw": 5e-3,
         },
     )

@@ -92,5 +92,7 @@ def lora_ddpm_digits() -> Recipe:
             "sgdm-decoupled": 20.0,
             "scaled-gd": 10.0,
             "scaled-adamw": 2e-2,
+            "sgdsai-frozen-a": 10.0,
+            "adamw-frozen-a": 5e-2,
         },
     )
