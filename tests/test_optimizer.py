@@ -312,6 +312,35 @@ def test_a_rule_that_gives_no_usable_scale_is_refused_before_anything_changes(va
     assert optimizer.state[param]["scale"] == 0
 
 
+@pytest.mark.parametrize("steps_alone", [False, True])
+@pytest.mark.parametrize("clears", [False, True])
+def test_a_parameter_that_changes_its_shape_is_refused(steps_alone, clears):
+    other, param = block([1.0, 2.0], [1.0, 2.0]), block([1.0] * 8, range(8))
+    optimizer = SGDSaI([other, param])
+    optimizer.step()
+    group = optimizer.param_groups[0]
+    alone = lambda: optimizer.step_parameter(param, group, 1)  # noqa: E731
+    before = other.detach().clone()
+    param.data = torch.ones(9000)
+    if clears:
+        param.grad = torch.ones(9000)
+    sentence = "params must fit their state" if clears else "gradients must have"
+    take = alone if steps_alone else optimizer.step
+    with pytest.raises(RuntimeError, match=sentence):
+        take()
+    assert torch.equal(other, before)
+    assert torch.equal(param, torch.ones(9000))
+
+
+def test_an_entry_that_was_only_asked_for_is_no_state():
+    param = block([1.0, 2.0], [1.0, 2.0])
+    optimizer = SGDSaI([param])
+    assert optimizer.state[param] == {}
+    assert list(get_scales(optimizer, nn.ParameterDict({"w": param})).values()) == [0]
+    optimizer.step()
+    assert optimizer.state[param]["scale"] > 0
+
+
 # 16-bit parameters
 
 

@@ -241,6 +241,26 @@ def test_a_full_state_that_one_rank_holds_continues_bit_for_bit(workers):
         assert all(torch.equal(found[k], v) for k, v in params.items())
 
 
+def state_of_another_layout():
+    whole = layouts.make_net()
+    optimizer = SGDSaI(whole.parameters(), **OPTIONS)
+    layouts.train(whole, optimizer, layouts.the_same, 1)
+    model = layouts.fsdp2(layouts.make_net())
+    sharded = SGDSaI(model.parameters(), **OPTIONS)
+    layouts.train(model, sharded, layouts.by_rank, 1)
+    sentences = []
+    for each, saved in ((sharded, optimizer), (optimizer, sharded)):
+        with pytest.raises(ValueError, match="must fit the parameters") as error:
+            each.load_state_dict(saved.state_dict())
+        sentences.append(str(error.value))
+    return sentences
+
+
+def test_a_state_that_is_distributed_otherwise_than_its_parameter_is_refused(workers):
+    for sentences in workers.run(2, state_of_another_layout):
+        assert all("must be distributed over the ranks" in s for s in sentences)
+
+
 def gsnr_max_resumes(folder):
     args = ("FSDP2", folder, torch.float64, {}, 2, {"scaling": "gsnr_max"})
     return checkpoints.save(*args)[2], checkpoints.load(*args)[2]

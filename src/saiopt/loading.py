@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .state import misfit
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -63,6 +65,21 @@ def unwrap(
         }
         for param, entry in state.items()
     }
+
+
+def check(state: Mapping[Tensor, Mapping[str, Any]]) -> None:
+    """Check that loaded state fits the parameters that it is for.
+
+    Args:
+        state: state by parameter.
+
+    Raises:
+        ValueError: a tensor has another form than its parameter needs.
+    """
+    for param, entry in state.items():
+        problem = misfit(entry, param)
+        if problem:
+            raise ValueError(f"state_dict must fit the parameters: {problem}")
 
 
 def fill_in(

@@ -76,7 +76,7 @@ def set_scales(
 
 def _held_scale(optimizer: SGDSaI, param: Tensor) -> float:
     entry = optimizer.state.get(param)
-    return 0.0 if entry is None else entry["scale"].item()
+    return entry["scale"].item() if entry else 0.0
 
 
 def _named_params(optimizer: SGDSaI, model: nn.Module) -> dict[str, Tensor]:

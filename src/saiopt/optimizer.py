@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
-from . import loading, options, state
+from . import loading, options, preparation
 from .calibration import begin_pending
 from .plan import Work, plan_group
 from .scaling import Scaling
@@ -156,8 +156,8 @@ class SGDSaI(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse, or an execution that was asked for does
-                not exist.
+            RuntimeError: a gradient is sparse, a parameter has changed its shape, or an
+                execution that was asked for does not exist. Then nothing changes.
             ValueError: a scaling callable returns a scale that is not positive and
                 finite.
         """
@@ -211,7 +211,8 @@ class SGDSaI(Optimizer):
             state_dict: what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: the param groups do not match.
+            ValueError: the param groups do not match, or the state does not fit its
+                parameters. Then nothing changes.
         """
         hook = self.register_load_state_dict_pre_hook(
             lambda _, loaded: loading.keep(loaded)
@@ -236,8 +237,9 @@ class SGDSaI(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         held_state = self.__dict__.get("state", {})
         held_groups = self.__dict__.get("param_groups", [])
-        super().__setstate__(state)
-        self.state = defaultdict(dict, loading.unwrap(self.state, held_state))
+        loaded = loading.unwrap(state.get("state", {}), held_state)
+        loading.check(loaded)
+        super().__setstate__({**state, "state": defaultdict(dict, loaded)})
         loading.fill_in(self.param_groups, held_groups, self.defaults)
         self._shapes = {p.shape for p, _ in self._params()}
         self._find_pending()
@@ -270,7 +272,7 @@ class SGDSaI(Optimizer):
         if only is None or only not in self.state:
             self._prepare()
         else:
-            options.check_grad(only)
+            preparation.check(members, self.state, self._shapes)
         waiting = self._pending
         begun = begin_pending(members, self.state, waiting, self.param_groups)
         for param in begun:
@@ -285,15 +287,6 @@ class SGDSaI(Optimizer):
 
     def _prepare(self) -> None:
         """Give a state to every parameter that may train and has none."""
-        for ordinal, (param, group) in enumerate(self._params()):
-            options.check_grad(param)
-            entry = self.state.get(param)
-            if entry is None:
-                if param.requires_grad or param.grad is not None:
-                    options.check_shape(param, self._shapes)
-                    self.state[param] = state.allocate(param, group, ordinal)
-                    self._pending[param] = 0.0
-            elif state.complete(entry, param, group, ordinal):
-                # The momentum was 0 until now: it starts at the next gradient.
-                entry["scale"].abs_().neg_()
-                self._pending[param] = -entry["scale"].item()
+        members = [(group, group["params"]) for group in self.param_groups]
+        preparation.check(members, self.state, self._shapes)
+        self._pending |= preparation.prepare(members, self.state)

@@ -124,6 +124,24 @@ def zeros_beside(param: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Ten
     )
 
 
+def lie_alike(tensor: Tensor, param: Tensor) -> bool:
+    """Tell whether a tensor is distributed over the ranks as a parameter is.
+
+    Args:
+        tensor: of the parameter's shape, or in proportion to it.
+        param: the parameter.
+
+    Returns:
+        True where the local entries of both belong together.
+    """
+    if not (_is_dtensor(tensor) and _is_dtensor(param)):
+        return _is_dtensor(tensor) == _is_dtensor(param)
+    if tensor.placements != param.placements:
+        return False
+    meshes = (tensor.device_mesh, param.device_mesh)
+    return meshes[0] is meshes[1] or meshes[0].shape == meshes[1].shape
+
+
 def hold_whole_groups(param: Tensor, group_size: int) -> bool:
     """Tell whether no group of a row's neighbours lies on several ranks.
 
