@@ -193,3 +193,38 @@ def test_codes_of_a_study_load_under_the_same_codes_only():
         SGDSaI([param]).load_state_dict(saved)
     with pytest.raises(ValueError, match="momentum_scale must be"):
         SGDSaI([param]).load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        (lambda params: torch.optim.SGD(params, momentum=0.9), "momentum_buffer"),
+        (torch.optim.AdamW, "step, exp_avg, exp_avg_sq"),
+    ],
+    ids=["SGD", "AdamW"],
+)
+def test_the_state_of_another_optimizer_is_refused_before_anything_changes(kind, keys):
+    model = nn.Linear(3, 2)
+    ours, other = SGDSaI(model.parameters(), 0.5), kind(model.parameters())
+    for param in model.parameters():
+        param.grad = torch.randn_like(param)
+    ours.step()
+    other.step()
+    held = copy.deepcopy(ours.state_dict())
+    with pytest.raises(ValueError, match=f"SGD_sai, got an entry with {keys}"):
+        ours.load_state_dict(other.state_dict())
+    assert ours.param_groups[0]["lr"] == 0.5
+    for index, param in enumerate(model.parameters()):
+        for key, value in ours.state[param].items():
+            assert torch.equal(value, held["state"][index][key])
+
+
+def test_empty_entries_and_those_of_no_parameter_are_dropped():
+    model = nn.Linear(3, 2)
+    saved = authors_state_dict(model)
+    saved["state"][1] = {}
+    saved["state"][7] = saved["state"][0]
+    optimizer = SGDSaI(model.parameters())
+    optimizer.load_state_dict(saved)
+    assert list(optimizer.state) == [model.weight]
+    assert get_scales(optimizer, model) == {"weight": 2.0, "bias": 0.0}

@@ -53,8 +53,9 @@ def unwrap(
         held: the state that it replaces.
 
     Returns:
-        State by parameter. Tensors are copies, so that two optimizers never share one,
-        except those that this optimizer holds already.
+        State by parameter, without empty entries and what belongs to no parameter.
+        Tensors are copies, so that two optimizers never share one, except those that
+        this optimizer holds already.
     """
     return {
         param: {
@@ -64,19 +65,26 @@ def unwrap(
             for key, value in entry.items()
         }
         for param, entry in state.items()
+        if isinstance(param, Tensor) and entry
     }
 
 
 def check(state: Mapping[Tensor, Mapping[str, Any]]) -> None:
-    """Check that loaded state fits the parameters that it is for.
+    """Check that loaded state is of SGD-SaI and fits the parameters that it is for.
 
     Args:
         state: state by parameter.
 
     Raises:
-        ValueError: a tensor has another form than its parameter needs.
+        ValueError: it is another optimizer's, or a tensor has another form than its
+            parameter needs.
     """
     for param, entry in state.items():
+        if "scale" not in entry:
+            raise ValueError(
+                "state_dict must be of SGDSaI or of the authors' SGD_sai, "
+                f"got an entry with {', '.join(map(str, entry))}"
+            )
         problem = misfit(entry, param)
         if problem:
             raise ValueError(f"state_dict must fit the parameters: {problem}")
@@ -114,7 +122,8 @@ def _own_keys(entry: Mapping[str, Any]) -> dict[str, Any]:
     own["scale"] = scale
     if not (scale.isfinite() & (scale > 0)):
         own["scale"] = torch.zeros_like(scale)
-        own["momentum_buffer"] = torch.zeros_like(entry["momentum_buffer"])
+        if "momentum_buffer" in entry:
+            own["momentum_buffer"] = torch.zeros_like(entry["momentum_buffer"])
     return own
 
 

@@ -211,8 +211,8 @@ class SGDSaI(Optimizer):
             state_dict: what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: the param groups do not match, or the state does not fit its
-                parameters. Then nothing changes.
+            ValueError: the param groups do not match, or the state is another
+                optimizer's or does not fit its parameters. Then nothing changes.
         """
         hook = self.register_load_state_dict_pre_hook(
             lambda _, loaded: loading.keep(loaded)
