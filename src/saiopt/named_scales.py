@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from .optimizer import SGDSaI
@@ -60,7 +61,8 @@ def set_scales(
     Raises:
         TypeError: the optimizer is not SGDSaI.
         ValueError: a name is not one of the optimizer's parameters in the model, or a
-            scale is negative or not finite.
+            scale is negative or not finite as float32, which keeps it, or rounds to 0
+            there.
     """
     params = _named_params(optimizer, model)
     for name, scale in scales.items():
@@ -69,9 +71,17 @@ def set_scales(
                 "scales must name parameters of the model that the optimizer has, "
                 f"got {name!r}"
             )
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"scales[{name!r}] must be finite and >= 0, got {scale}")
+        if not (0 <= scale < math.inf and _fits_float32(scale)):
+            raise ValueError(
+                f"scales[{name!r}] must be finite and >= 0, in the range of float32, "
+                f"got {scale}"
+            )
     optimizer.assign_scales({params[name]: s for name, s in scales.items()})
+
+
+def _fits_float32(scale: float) -> bool:
+    held = torch.tensor(float(scale), dtype=torch.float32, device="cpu").item()
+    return held < math.inf and (held > 0) == (scale > 0)
 
 
 def _held_scale(optimizer: SGDSaI, param: Tensor) -> float:

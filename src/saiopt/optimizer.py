@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Literal, overload
 
 import torch
@@ -225,13 +225,16 @@ class SGDSaI(Optimizer):
     def assign_scales(self, scales: Mapping[Tensor, float]) -> None:
         """Set the scales of some parameters; :func:`saiopt.set_scales` names them.
 
+        A frozen parameter gets a state to remember its scale in.
+
         Args:
             scales: s by parameter, 0 to calibrate at the next usable gradient.
         """
-        self._prepare()
+        self._prepare({param for param, scale in scales.items() if scale > 0})
         for param, scale in scales.items():
-            waits = param in self._pending
-            self.state[param]["scale"].fill_(-scale if waits else scale)
+            if self.state.get(param):
+                waits = param in self._pending
+                self.state[param]["scale"].fill_(-scale if waits else scale)
         self._find_pending()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -246,7 +249,7 @@ class SGDSaI(Optimizer):
 
     def _find_pending(self) -> None:
         """Read from the state which blocks have not begun."""
-        scales = {p: entry["scale"].item() for p, entry in self.state.items()}
+        scales = {p: entry["scale"].item() for p, entry in self.state.items() if entry}
         self._pending = {p: -scale for p, scale in scales.items() if scale <= 0}
 
     def _params(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
@@ -285,8 +288,8 @@ class SGDSaI(Optimizer):
             )
         ]
 
-    def _prepare(self) -> None:
+    def _prepare(self, also: Collection[Tensor] = ()) -> None:
         """Give a state to every parameter that may train and has none."""
         members = [(group, group["params"]) for group in self.param_groups]
         preparation.check(members, self.state, self._shapes)
-        self._pending |= preparation.prepare(members, self.state)
+        self._pending |= preparation.prepare(members, self.state, also)

@@ -43,12 +43,14 @@ def check(
 def prepare(
     members: Members,
     states: MutableMapping[Tensor, dict[str, Tensor]],
+    also: Container[Tensor] = (),
 ) -> dict[Tensor, float]:
     """Give a complete state to every parameter that may train.
 
     Args:
         members: all param groups with all their parameters.
         states: the state of each parameter, changed in place.
+        also: frozen parameters that need a state too.
 
     Returns:
         The blocks whose momentum is new, with the scale that each has (0: none).
@@ -58,7 +60,7 @@ def prepare(
     for ordinal, (param, group) in enumerate(pairs):
         entry = states.get(param)
         if not entry:
-            if _trains(param):
+            if _trains(param) or param in also:
                 states[param] = state.allocate(param, group, ordinal)
                 waiting[param] = 0.0
         elif state.complete(entry, param, group, ordinal):
