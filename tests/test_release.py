@@ -93,6 +93,53 @@ def test_a_zero_first_gradient_still_calibrates_later():
         assert (optimizer.state[a]["scale"] > 0) == (step > 0)
 
 
+def step_alone(optimizer, *params):
+    for param in params:
+        optimizer.step_parameter(param, optimizer.param_groups[0], 0)
+
+
+def test_a_momentum_that_rises_from_zero_starts_with_the_gradient():
+    (plain, optimizer), (released, its_optimizer) = pair(momentum=0.0)
+    step_in_backward(its_optimizer)
+    batches = token_batches(4)
+    for model, each in ((plain, optimizer), (released, its_optimizer)):
+        train(model, each, batches[:2])
+        each.param_groups[0]["momentum"] = 0.9
+        train(model, each, batches[2:])
+        assert all("momentum_buffer" in entry for entry in each.state.values())
+    assert_same(plain, released)
+
+
+def test_a_loaded_state_without_a_rounding_seed_gets_one():
+    param = nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
+    param.grad = torch.randn(64).bfloat16()
+    group = {"lr": 1e-6, "momentum": 0.9, "eps": 1e-8, "weight_decay": 0.0}
+    entry = {"gsnr": torch.tensor(8.0), "momentum_buffer": torch.zeros_like(param)}
+    optimizer = SGDSaI([param])
+    optimizer.load_state_dict(
+        {"state": {0: entry}, "param_groups": [{**group, "params": [0]}]}
+    )
+    step_alone(optimizer, param)
+    assert "rounding_seed" in optimizer.state[param]
+
+
+class Unread(list):
+    def __iter__(self):
+        raise AssertionError("the step of one parameter looks at others")
+
+
+def test_the_step_of_one_parameter_looks_at_no_other():
+    params = [nn.Parameter(torch.ones(3)) for _ in range(3)]
+    for param in params:
+        param.grad = torch.tensor([1.0, 2.0, 3.0])
+    optimizer = SGDSaI(params)
+    step_alone(optimizer, *params)
+    optimizer.param_groups[0]["params"] = Unread(params)
+    before = params[1].detach().clone()
+    step_alone(optimizer, params[1])
+    assert not torch.equal(params[1], before)
+
+
 def test_a_rule_that_needs_all_gradients_is_refused():
     param = nn.Parameter(torch.ones(3))
     optimizer = SGDSaI([param], scaling="gsnr_max")

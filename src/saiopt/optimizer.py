@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, overload
 
 import torch
@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT, StateDict
 from . import loading, options, preparation
 from .calibration import begin_pending
 from .plan import Work, plan_group
+from .preparation import Members
 from .scaling import Scaling
 from .update import choose
 
@@ -186,7 +187,7 @@ class SGDSaI(Optimizer):
         """
         if group["scaling"] == "gsnr_max":
             raise ValueError("scaling must not be 'gsnr_max' in step_parameter")
-        for work in self._plan(only=p):
+        for work in self._plan([(group, [p])]):
             work.run()
 
     def state_dict(self) -> StateDict:
@@ -244,7 +245,7 @@ class SGDSaI(Optimizer):
         loading.check(loaded)
         super().__setstate__({**state, "state": defaultdict(dict, loaded)})
         loading.fill_in(self.param_groups, held_groups, self.defaults)
-        self._shapes = {p.shape for p, _ in self._params()}
+        self._shapes = {p.shape for g in self.param_groups for p in g["params"]}
         self._find_pending()
 
     def _find_pending(self) -> None:
@@ -252,30 +253,24 @@ class SGDSaI(Optimizer):
         scales = {p: entry["scale"].item() for p, entry in self.state.items() if entry}
         self._pending = {p: -scale for p, scale in scales.items() if scale <= 0}
 
-    def _params(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        for group in self.param_groups:
-            for param in group["params"]:
-                yield param, group
+    def _members(self) -> Members:
+        return [(g, g["params"]) for g in self.param_groups if g["params"]]
 
     # Everything that depends on the host, and reads the device while blocks wait, is
     # not for the compiler to trace; what it returns is tensors and operations on them.
     # The public `torch.compiler.disable` would import the whole compiler here.
     @torch._disable_dynamo
-    def _plan(self, only: Tensor | None = None) -> list[Work]:
-        """Calibrate what can be; return the updates of all blocks, or of one."""
-        members = [
-            (group, [p for p in group["params"] if only is None or p is only])
-            for group in self.param_groups
-        ]
+    def _plan(self, members: Members | None = None) -> list[Work]:
+        """Calibrate what can be; return the updates of some blocks, or of all."""
+        members = self._members() if members is None else members
         # Whatever can be refused is refused before anything changes.
         executions = [
             choose(params, foreach=group["foreach"], fused=group["fused"])
             for group, params in members
         ]
-        if only is None or only not in self.state:
+        preparation.check(members, self.state, self._shapes)
+        if not preparation.are_complete(members, self.state):
             self._prepare()
-        else:
-            preparation.check(members, self.state, self._shapes)
         waiting = self._pending
         begun = begin_pending(members, self.state, waiting, self.param_groups)
         for param in begun:
@@ -289,7 +284,7 @@ class SGDSaI(Optimizer):
         ]
 
     def _prepare(self, also: Collection[Tensor] = ()) -> None:
-        """Give a state to every parameter that may train and has none."""
-        members = [(group, group["params"]) for group in self.param_groups]
+        """Give a complete state to every parameter that may train."""
+        members = self._members()
         preparation.check(members, self.state, self._shapes)
         self._pending |= preparation.prepare(members, self.state, also)

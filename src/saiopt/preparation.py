@@ -40,6 +40,26 @@ def check(
                 options.check_shape(param, shapes)
 
 
+def are_complete(
+    members: Members, states: Mapping[Tensor, Mapping[str, Tensor]]
+) -> bool:
+    """Tell whether no parameter lacks a state, or a part of it.
+
+    Args:
+        members: param groups, and some of their parameters.
+        states: the state of each parameter that has one.
+
+    Returns:
+        False where :func:`prepare` has something to do.
+    """
+    for group, params in members:
+        for param in params:
+            entry = states.get(param)
+            if state.lacks(entry, param, group) if entry else _trains(param):
+                return False
+    return True
+
+
 def prepare(
     members: Members,
     states: MutableMapping[Tensor, dict[str, Tensor]],

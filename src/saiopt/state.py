@@ -64,6 +64,24 @@ def allocate(
     return state
 
 
+def lacks(
+    entry: Mapping[str, Tensor], param: Tensor, options: Mapping[str, Any]
+) -> bool:
+    """Tell whether :func:`complete` would add anything.
+
+    Args:
+        entry: the state by key.
+        param: the parameter.
+        options: its group's options by name.
+
+    Returns:
+        True where the present options need more than the state has.
+    """
+    if options["momentum"] != 0 and "momentum_buffer" not in entry:
+        return True
+    return "rounding_seed" not in entry and _rounds_stochastically(param, options)
+
+
 def complete(
     entry: dict[str, Tensor], param: Tensor, options: Mapping[str, Any], ordinal: int
 ) -> bool:
