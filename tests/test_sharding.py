@@ -1,3 +1,5 @@
+import gc
+
 import checkpoints
 import layouts
 import pytest
@@ -11,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from saiopt import SGDSaI, get_scales, set_scales
@@ -127,6 +129,74 @@ def flattened():
 
 def test_fsdp1_without_original_parameters_is_refused(workers):
     assert "blocks" in workers.run(1, flattened)[0]
+
+
+def heap_scans(name):
+    """How often the heap is read in the first steps of two optimizers, and after."""
+    model = LAYOUTS[name].spread(layouts.make_net())
+    scans = []
+    read = gc.get_objects
+    gc.get_objects = lambda: scans.append(1) or read()
+    try:
+        counts = []
+        for _ in range(2):
+            optimizer = SGDSaI(model.parameters(), **OPTIONS)
+            layouts.train(model, optimizer, LAYOUTS[name].share, 2)
+            counts.append(len(scans))
+        return counts
+    finally:
+        gc.get_objects = read
+
+
+@pytest.mark.parametrize(("name", "scans"), [("DDP", 0), ("FSDP1, hybrid", 1)])
+def test_the_heap_is_read_once_and_for_fsdp1_only(workers, name, scans):
+    world = LAYOUTS[name].world
+    # A process that has imported FSDP1 must not look for it either.
+    assert workers.run(world, heap_scans, name) == [[scans, scans]] * world
+
+
+def frozen_heap():
+    model = layouts.fsdp1(layouts.make_net())
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    before = layouts.full_params(model)
+    gc.freeze()
+    try:
+        with pytest.raises(RuntimeError, match="call step"):
+            layouts.train(model, optimizer, layouts.by_rank, 1)
+    finally:
+        gc.unfreeze()
+    after = layouts.full_params(model)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    layouts.train(model, optimizer, layouts.by_rank, 1)
+    gc.freeze()
+    try:
+        layouts.train(model, optimizer, layouts.by_rank, 1)
+    finally:
+        gc.unfreeze()
+
+
+def test_slices_that_a_frozen_heap_hides_are_refused(workers):
+    workers.run(2, frozen_heap)
+
+
+def whole_under_fsdp1(strategy):
+    model = FullyShardedDataParallel(
+        layouts.make_net(),
+        use_orig_params=True,
+        device_id=layouts.CPU,
+        sharding_strategy=strategy,
+    )
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    layouts.train(model, optimizer, layouts.the_same, 1)
+    return get_scales(optimizer, model)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_fsdp1_that_keeps_parameters_whole_scales_like_one_process(workers, world):
+    _, expected = layouts.run_alone("gsnr", 1)
+    strategy = ShardingStrategy.NO_SHARD if world > 1 else ShardingStrategy.FULL_SHARD
+    for found in workers.run(world, whole_under_fsdp1, strategy):
+        assert found == pytest.approx(expected, rel=1e-6)
 
 
 def scales_from_elsewhere(scales):

@@ -178,6 +178,18 @@ def is_sharded(param: Tensor) -> bool:
     return bool(_shards(param))
 
 
+def bears_fsdp1_mark(param: Tensor) -> bool:
+    """Tell whether FSDP1 flattened a parameter, wholly or in slices.
+
+    Args:
+        param: the parameter.
+
+    Returns:
+        True for an original parameter of a wrapped model, and for a flat one.
+    """
+    return getattr(param, _FSDP1_MARK, False)
+
+
 def measure_blocks(params: Sequence[Tensor]) -> Moments:
     """Measure the gradients of whole blocks.
 
@@ -249,7 +261,7 @@ def _shards(param: Tensor) -> tuple[_Shards, ...]:
     """Return the groups over which parts of a block lie, one per sharding mesh axis."""
     if _is_dtensor(param):
         return tuple(_dtensor_shards(param))
-    if dist.is_available() and dist.is_initialized():
+    if bears_fsdp1_mark(param) and dist.is_initialized():
         group = _fsdp1_group(param)
         if group is not None:
             return (_Shards(group, param.device),)
@@ -270,23 +282,34 @@ def _is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-# Process group by parameter, or None.
+# What FSDP1 puts on every parameter that it flattens, the original ones included.
+_FSDP1_MARK = "_fsdp_flattened"
+# Process group by original parameter of FSDP1, None where it keeps the whole.
 _fsdp1_groups = WeakTensorKeyDictionary()
 
 
 def _fsdp1_group(param: Tensor) -> dist.ProcessGroup | None:
     """Return the group over which FSDP1 sliced an original parameter, if it did.
 
-    A slice bears no mark and knows neither its whole nor its group: only FSDP1's
-    handles do, and only the garbage collector knows all of those.
+    A slice knows neither its whole nor its group: only FSDP1's handles do, and only the
+    garbage collector knows all of those.
     """
-    module = sys.modules.get("torch.distributed.fsdp._flat_param")
-    if module is None:
-        return None
     if param not in _fsdp1_groups:
-        _fsdp1_groups[param] = None
-        for handle in gc.get_objects():
-            if type(handle) is module.FlatParamHandle and handle.uses_sharded_strategy:
-                for original in handle.flat_param._params or ():
-                    _fsdp1_groups[original] = handle.process_group
-    return _fsdp1_groups[param]
+        _find_fsdp1_groups()
+    # A whole one may have another number of dimensions, a slice always has one.
+    if param not in _fsdp1_groups and param.dim() == 1 and dist.get_world_size() > 1:
+        raise RuntimeError(
+            "gc.freeze() must not hide the FullyShardedDataParallel model from the "
+            "optimizer's first step: call step() once before it"
+        )
+    return _fsdp1_groups.get(param)
+
+
+def _find_fsdp1_groups() -> None:
+    from torch.distributed.fsdp._flat_param import FlatParamHandle
+
+    for handle in gc.get_objects():
+        if type(handle) is FlatParamHandle:
+            group = handle.process_group if handle.uses_sharded_strategy else None
+            for original in handle.flat_param._params or ():
+                _fsdp1_groups[original] = group
