@@ -1,4 +1,5 @@
 import copy
+import gc
 
 import layouts
 import pytest
@@ -8,6 +9,12 @@ from models import TinyTransformer, next_token_loss, token_batches
 from torch import nn
 
 from saiopt import SGDSaI, step_in_backward
+
+
+@pytest.fixture
+def frozen_heap():
+    yield
+    gc.unfreeze()
 
 
 def train(model, optimizer, batches):
@@ -168,6 +175,17 @@ def test_an_idle_gradient_scaler_is_no_reason_to_refuse():
     assert not torch.equal(param, torch.ones(3))
 
 
+def test_a_gradient_scaler_that_a_frozen_heap_hides_refuses_its_own_step(frozen_heap):
+    param = nn.Parameter(torch.ones(3))
+    optimizer = SGDSaI([param])
+    step_in_backward(optimizer)
+    scaler = torch.amp.GradScaler("cpu")
+    gc.freeze()
+    scaler.scale(param.sum()).backward()
+    with pytest.raises(AssertionError, match="No inf checks were recorded"):
+        scaler.step(optimizer)
+
+
 def test_another_optimizer_is_refused():
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(3))])
     with pytest.raises(TypeError, match="optimizer must be SGDSaI, got SGD"):
@@ -206,3 +224,43 @@ def test_a_layout_follows_step_bit_for_bit(workers, name, accumulate):
     for plain, stepped in workers.run(world, train_both_ways, name, accumulate):
         for key, value in plain.items():
             assert torch.equal(stepped[key], value)
+
+
+def frozen_before_and_after_wrapping(name):
+    """Freeze the heap with DDP hidden in it, then without, then after a gradient."""
+    layout = LAYOUTS[name]
+
+    def backward(model):
+        nn.functional.cross_entropy(model(ids), labels).backward()
+
+    ids, labels = next(layouts.batches(1))
+    model = layout.spread(layouts.make_net())
+    before = layouts.full_params(model)
+    handle = step_in_backward(SGDSaI(model.parameters(), **OPTIONS))
+    refused = None
+    gc.freeze()
+    try:
+        backward(model)
+    except RuntimeError as error:
+        refused = str(error)
+        for key, value in layouts.full_params(model).items():
+            assert torch.equal(before[key], value)
+        handle.remove()
+        seen = layout.spread(layouts.make_net())
+        step_in_backward(SGDSaI(seen.parameters(), **OPTIONS))
+        backward(seen)
+        gc.freeze()
+        backward(seen)
+    finally:
+        gc.unfreeze()
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("name", "world", "refuses"),
+    [("DDP", 2, True), ("DDP", 1, False), ("FSDP2", 2, False)],
+)
+def test_ddp_that_a_frozen_heap_may_hide_is_refused(workers, name, world, refuses):
+    for refused in workers.run(world, frozen_before_and_after_wrapping, name):
+        assert bool(refused) is refuses
+        assert not refuses or "call it after the first backward pass" in refused

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import Variable
 
 from .optimizer import SGDSaI
+from .sharding import is_dtensor
 
 
 class ReleaseHandle:
@@ -65,6 +66,7 @@ class ReleaseHandle:
             if self._reduced_late is None:
                 _refuse_grad_scaler()
                 self._reduced_late = _ddp_params()
+                _refuse_frozen_heap(self._optimizer, self._reduced_late)
             if param in self._reduced_late:
                 self._wait(lambda: step(param))
             else:
@@ -132,7 +134,11 @@ def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
 
 
 def _refuse_grad_scaler() -> None:
-    """Raise where gradients may be scaled: unscaling would come after the steps."""
+    """Raise where gradients may be scaled: unscaling would come after the steps.
+
+    One that `gc.freeze()` hides is not found here: its own `step` raises, having found
+    no gradient to unscale.
+    """
     for scaler in _live_objects(torch.amp.GradScaler):
         if scaler.is_enabled() and scaler._scale is not None:
             raise RuntimeError(
@@ -149,6 +155,23 @@ def _ddp_params() -> set[Tensor]:
 
     modules = _live_objects(DistributedDataParallel)
     return {param for module in modules for param in module._module_parameters}
+
+
+def _refuse_frozen_heap(optimizer: SGDSaI, reduced: Container[Tensor]) -> None:
+    """Raise where DDP may be hidden: the gradients would be those of one rank."""
+    if gc.get_freeze_count() == 0 or not _has_ranks():
+        return
+    params = (p for group in optimizer.param_groups for p in group["params"])
+    if any(p.requires_grad and not is_dtensor(p) and p not in reduced for p in params):
+        raise RuntimeError(
+            "gc.freeze() must not hide DistributedDataParallel from step_in_backward: "
+            "call it after the first backward pass"
+        )
+
+
+def _has_ranks() -> bool:
+    ready = dist.is_available() and dist.is_initialized()
+    return ready and dist.get_world_size() > 1
 
 
 def _live_objects(kind: type) -> list[Any]:

@@ -34,6 +34,21 @@ class _Shards(NamedTuple):
     device: torch.device
 
 
+def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Tell whether a tensor is a DTensor.
+
+    Args:
+        tensor: any tensor.
+
+    Returns:
+        Whether it is.
+    """
+    # The class is looked up, not imported: importing it takes a second, and where
+    # nobody has, no tensor is one.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def local_entries(tensor: Tensor) -> Tensor:
     """Return the entries of a tensor that live on this rank.
 
@@ -43,7 +58,7 @@ def local_entries(tensor: Tensor) -> Tensor:
     Returns:
         The local shard of a DTensor, sharing its memory; other tensors themselves.
     """
-    return tensor.to_local() if _is_dtensor(tensor) else tensor
+    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def local_grad(param: Tensor) -> Tensor | None:
@@ -62,9 +77,9 @@ def local_grad(param: Tensor) -> Tensor | None:
         RuntimeError: the parameter is a DTensor and its gradient is not.
     """
     grad = param.grad
-    if grad is None or not _is_dtensor(param):
+    if grad is None or not is_dtensor(param):
         return grad
-    if not _is_dtensor(grad):
+    if not is_dtensor(grad):
         raise RuntimeError("gradients of DTensor parameters must be DTensors")
     if grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
@@ -105,7 +120,7 @@ def zeros_beside(param: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Ten
     Returns:
         Contiguous zeros, a DTensor with the parameter's placements if it is one.
     """
-    if not _is_dtensor(param):
+    if not is_dtensor(param):
         return torch.zeros(shape, dtype=dtype, device=param.device)
     local = param.to_local()
     cols, local_cols = (math.prod(t.shape[1:]) for t in (param, local))
@@ -134,8 +149,8 @@ def lie_alike(tensor: Tensor, param: Tensor) -> bool:
     Returns:
         True where the local entries of both belong together.
     """
-    if not (_is_dtensor(tensor) and _is_dtensor(param)):
-        return _is_dtensor(tensor) == _is_dtensor(param)
+    if not (is_dtensor(tensor) and is_dtensor(param)):
+        return is_dtensor(tensor) == is_dtensor(param)
     if tensor.placements != param.placements:
         return False
     meshes = (tensor.device_mesh, param.device_mesh)
@@ -153,7 +168,7 @@ def hold_whole_groups(param: Tensor, group_size: int) -> bool:
         True where every rank has whole rows, or equal parts of them that consist of
         whole groups.
     """
-    if not _is_dtensor(param):
+    if not is_dtensor(param):
         return True
     parts = 1
     for mesh_dim, placement in enumerate(param.placements):
@@ -259,7 +274,7 @@ def _grad_or_nothing(param: Tensor) -> Tensor:
 
 def _shards(param: Tensor) -> tuple[_Shards, ...]:
     """Return the groups over which parts of a block lie, one per sharding mesh axis."""
-    if _is_dtensor(param):
+    if is_dtensor(param):
         return tuple(_dtensor_shards(param))
     if bears_fsdp1_mark(param) and dist.is_initialized():
         group = _fsdp1_group(param)
@@ -273,13 +288,6 @@ def _dtensor_shards(param: DTensor) -> Iterator[_Shards]:
     for axis, placement in enumerate(param.placements):
         if not placement.is_replicate() and mesh.size(axis) > 1:
             yield _Shards(mesh.get_group(axis), torch.device(mesh.device_type))
-
-
-def _is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
-    # The class is looked up, not imported: importing it takes a second, and where
-    # nobody has, no tensor is one.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
 
 
 # What FSDP1 puts on every parameter that it flattens, the original ones included.
