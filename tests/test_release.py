@@ -158,6 +158,29 @@ def test_a_rule_that_needs_all_gradients_is_refused():
     assert torch.equal(param, torch.ones(3))
 
 
+def test_a_parameter_that_is_unfrozen_later_steps_then():
+    (plain, optimizer), (released, its_optimizer) = pair()
+    for model in (plain, released):
+        model.head.weight.requires_grad_(False)
+    handle = step_in_backward(its_optimizer)
+    assert not released.head.weight.requires_grad
+    batches = token_batches(6)
+    for model, each in ((plain, optimizer), (released, its_optimizer)):
+        train(model, each, batches[:2])
+        model.head.weight.requires_grad_(True)
+        train(model, each, batches[2:4])
+        model.head.weight.requires_grad_(False)
+        each.zero_grad()
+        train(model, each, batches[4:5])
+        model.head.weight.requires_grad_(True)
+        train(model, each, batches[5:])
+        assert (model.head.weight.grad is None) == (model is released)
+    assert_same(plain, released)
+    handle.remove()
+    next_token_loss(released, batches[0]).backward()
+    assert released.head.weight.grad is not None
+
+
 def test_a_gradient_scaler_is_refused_before_anything_changes():
     param = nn.Parameter(torch.ones(3))
     step_in_backward(SGDSaI([param]))
@@ -224,6 +247,16 @@ def test_a_layout_follows_step_bit_for_bit(workers, name, accumulate):
     for plain, stepped in workers.run(world, train_both_ways, name, accumulate):
         for key, value in plain.items():
             assert torch.equal(stepped[key], value)
+
+
+def released_under_fsdp1():
+    optimizer = SGDSaI(layouts.fsdp1(layouts.make_net()).parameters())
+    with pytest.raises(RuntimeError, match="use fully_shard"):
+        step_in_backward(optimizer)
+
+
+def test_fsdp1_whose_parameters_never_see_gradients_is_refused(workers):
+    workers.run(2, released_under_fsdp1)
 
 
 def frozen_before_and_after_wrapping(name):

@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Variable
+from torch.utils.hooks import RemovableHandle
 
 from .optimizer import SGDSaI
-from .sharding import is_dtensor
+from .sharding import bears_fsdp1_mark, is_dtensor
 
 
 class ReleaseHandle:
@@ -26,10 +27,9 @@ class ReleaseHandle:
         self._reduced_late: set[Tensor] | None = None
         self._waiting: list[Callable[[], None]] = []
         self._hooks = [
-            param.register_post_accumulate_grad_hook(self._hook(group, i))
+            _hook_on_gradient(param, self._hook(group, i))
             for group in optimizer.param_groups
             for i, param in enumerate(group["params"])
-            if param.requires_grad
         ]
 
     def remove(self) -> None:
@@ -98,7 +98,8 @@ def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
     gradients of a few parameters instead of all: with float32 weights and momentum, 8
     bytes per parameter instead of 12. `optimizer.step()` then finds no gradient and
     does nothing. Works in a single process, with FSDP2, and with DDP, whose buckets
-    keep all gradients, so that nothing is saved there.
+    keep all gradients, so that nothing is saved there. Parameters that are frozen now
+    step as soon as they get gradients.
 
     What needs all gradients before the first step cannot work with it: clipping by the
     global norm finds no gradient (it returns 0), `scaling="gsnr_max"` and a GradScaler
@@ -112,6 +113,8 @@ def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
         A handle with `remove()` and `paused()`.
 
     Raises:
+        RuntimeError: the model is wrapped by FSDP1. In the first backward pass: a
+            GradScaler is in use, or `gc.freeze()` may hide DDP.
         TypeError: the optimizer is not SGDSaI.
         ValueError: a group scales by `"gsnr_max"`.
 
@@ -130,7 +133,21 @@ def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
             "scaling must not be 'gsnr_max' when stepping during backward: it needs "
             "the gradients of all blocks before the first step"
         )
+    if any(bears_fsdp1_mark(p) for g in optimizer.param_groups for p in g["params"]):
+        raise RuntimeError(
+            "step_in_backward must not be used with FullyShardedDataParallel, where "
+            "original parameters never see their gradients accumulate: use fully_shard"
+        )
     return ReleaseHandle(optimizer)
+
+
+def _hook_on_gradient(param: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Register a hook that outlives freezing; torch takes none while frozen."""
+    trains = param.requires_grad
+    try:
+        return param.requires_grad_(True).register_post_accumulate_grad_hook(hook)
+    finally:
+        param.requires_grad_(trains)
 
 
 def _refuse_grad_scaler() -> None:
