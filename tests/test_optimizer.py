@@ -8,7 +8,7 @@ from exactness import EXECUTIONS, largest_differences
 from models import TinyTransformer, next_token_loss, token_batches
 from torch import nn
 
-from saiopt import SGDSaI, get_scales
+from saiopt import SGDSaI, get_scales, state
 from saiopt.scaling import NAMES
 
 EXECUTION_OPTIONS = pytest.mark.parametrize(
@@ -330,6 +330,23 @@ def test_a_parameter_that_changes_its_shape_is_refused(steps_alone, clears):
         take()
     assert torch.equal(other, before)
     assert torch.equal(param, torch.ones(9000))
+
+
+def test_an_allocation_that_fails_halfway_may_be_repeated(monkeypatch):
+    params = [block([1.0, 2.0], [1.0, 2.0]) for _ in range(2)]
+    optimizer, allocate = SGDSaI(params), state.allocate
+
+    def fail_for_the_second(param, group, ordinal):
+        if ordinal == 1:
+            raise MemoryError
+        return allocate(param, group, ordinal)
+
+    monkeypatch.setattr(state, "allocate", fail_for_the_second)
+    with pytest.raises(MemoryError):
+        optimizer.step()
+    monkeypatch.undo()
+    optimizer.step()
+    assert all(optimizer.state[param]["scale"] > 0 for param in params)
 
 
 def test_an_entry_that_was_only_asked_for_is_no_state():

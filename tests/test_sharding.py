@@ -16,7 +16,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
-from saiopt import SGDSaI, get_scales, set_scales
+from saiopt import SGDSaI, decay_groups, get_scales, set_scales
 
 BF16 = torch.bfloat16
 ALL_LAYOUTS = pytest.mark.parametrize("name", LAYOUTS)
@@ -179,6 +179,21 @@ def test_slices_that_a_frozen_heap_hides_are_refused(workers):
     workers.run(2, frozen_heap)
 
 
+def sliced_into_one_dimension():
+    model = layouts.fsdp1(layouts.make_net())
+    with pytest.raises(ValueError, match="choose the groups by name"):
+        decay_groups(model, 0.1)
+    for state_dtype in (torch.int8, "int4"):
+        optimizer = SGDSaI(model.parameters(), **OPTIONS, state_dtype=state_dtype)
+        with pytest.raises(RuntimeError, match="whose slices have no rows to code"):
+            layouts.train(model, optimizer, layouts.by_rank, 1)
+        assert not optimizer.state
+
+
+def test_what_needs_the_dimensions_that_fsdp1_takes_away_is_refused(workers):
+    workers.run(2, sliced_into_one_dimension)
+
+
 def whole_under_fsdp1(strategy):
     model = FullyShardedDataParallel(
         layouts.make_net(),
@@ -186,7 +201,9 @@ def whole_under_fsdp1(strategy):
         device_id=layouts.CPU,
         sharding_strategy=strategy,
     )
-    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    groups = decay_groups(model, OPTIONS["weight_decay"])
+    assert [len(group["params"]) for group in groups] == [4, 6]
+    optimizer = SGDSaI(groups, **OPTIONS, state_dtype=torch.int8)
     layouts.train(model, optimizer, layouts.the_same, 1)
     return get_scales(optimizer, model)
 

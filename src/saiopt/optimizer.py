@@ -56,7 +56,7 @@ class SGDSaI(Optimizer):
         state_dtype: dtype of the momentum: None for the parameter's, torch.float32,
             torch.bfloat16, torch.int8 or `"int4"`. Codes of 8 and 4 bits take 1.0625
             and 0.5625 bytes per entry; parameters of one dimension or of less than 4096
-            entries keep float32 instead.
+            entries keep float32 instead. FSDP1's slices cannot be coded: refused.
         stochastic_rounding: whether results in bfloat16 and in codes round
             stochastically. None means yes.
 
@@ -158,7 +158,8 @@ class SGDSaI(Optimizer):
 
         Raises:
             RuntimeError: a gradient is sparse, a parameter has changed its shape, or an
-                execution that was asked for does not exist. Then nothing changes.
+                execution or a state dtype that was asked for does not exist for it.
+                Then no parameter has changed.
             ValueError: a scaling callable returns a scale that is not positive and
                 finite.
         """
@@ -287,4 +288,4 @@ class SGDSaI(Optimizer):
         """Give a complete state to every parameter that may train."""
         members = self._members()
         preparation.check(members, self.state, self._shapes)
-        self._pending |= preparation.prepare(members, self.state, also)
+        preparation.prepare(members, self.state, self._pending, also)

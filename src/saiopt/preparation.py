@@ -63,31 +63,32 @@ def are_complete(
 def prepare(
     members: Members,
     states: MutableMapping[Tensor, dict[str, Tensor]],
+    pending: MutableMapping[Tensor, float],
     also: Container[Tensor] = (),
-) -> dict[Tensor, float]:
+) -> None:
     """Give a complete state to every parameter that may train.
 
     Args:
         members: all param groups with all their parameters.
         states: the state of each parameter, changed in place.
+        pending: the preset scale of each parameter that has not begun (0: none), changed
+            in place: those whose momentum is new join it.
         also: frozen parameters that need a state too.
 
-    Returns:
-        The blocks whose momentum is new, with the scale that each has (0: none).
+    Raises:
+        RuntimeError: see :func:`saiopt.state.momentum`.
     """
-    waiting = {}
     pairs = ((param, group) for group, params in members for param in params)
     for ordinal, (param, group) in enumerate(pairs):
         entry = states.get(param)
         if not entry:
             if _trains(param) or param in also:
                 states[param] = state.allocate(param, group, ordinal)
-                waiting[param] = 0.0
+                pending[param] = 0.0
         elif state.complete(entry, param, group, ordinal):
             # The momentum was 0 until now: it starts at the next gradient.
             entry["scale"].abs_().neg_()
-            waiting[param] = -entry["scale"].item()
-    return waiting
+            pending[param] = -entry["scale"].item()
 
 
 def _trains(param: Tensor) -> bool:

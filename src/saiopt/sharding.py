@@ -205,6 +205,18 @@ def bears_fsdp1_mark(param: Tensor) -> bool:
     return getattr(param, _FSDP1_MARK, False)
 
 
+def is_slice(param: Tensor) -> bool:
+    """Tell whether FSDP1 keeps but a slice of an original parameter on this rank.
+
+    Args:
+        param: the parameter.
+
+    Returns:
+        True where the parameter has one dimension for that reason.
+    """
+    return not is_dtensor(param) and is_sharded(param)
+
+
 def measure_blocks(params: Sequence[Tensor]) -> Moments:
     """Measure the gradients of whole blocks.
 

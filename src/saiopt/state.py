@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .low_bit import buffer_shape, code_of, scale_shape
-from .sharding import hold_whole_groups, lie_alike, zeros_beside
+from .sharding import hold_whole_groups, is_slice, lie_alike, zeros_beside
 from .update import matrix_shape
 
 # Smaller blocks keep their momentum in float32, and so do those of one dimension:
@@ -55,6 +55,9 @@ def allocate(
 
     Returns:
         The state by key.
+
+    Raises:
+        RuntimeError: see :func:`momentum`.
     """
     state = {"scale": torch.zeros((), dtype=torch.float32, device=param.device)}
     if options["momentum"] != 0:
@@ -98,6 +101,9 @@ def complete(
 
     Returns:
         Whether the momentum was added.
+
+    Raises:
+        RuntimeError: see :func:`momentum`.
     """
     if "rounding_seed" not in entry and _rounds_stochastically(param, options):
         entry["rounding_seed"] = _first_seed(param, ordinal)
@@ -117,7 +123,16 @@ def momentum(param: Tensor, options: Mapping[str, Any]) -> dict[str, Tensor]:
     Returns:
         `momentum_buffer`, with the parameter's strides unless it holds codes, and
         `momentum_scale` where it does.
+
+    Raises:
+        RuntimeError: codes are asked for where FSDP1 has cut the rows to pieces.
     """
+    if options["state_dtype"] in _CODE_DTYPES and is_slice(param):
+        raise RuntimeError(
+            "state_dtype must be None, torch.float32 or torch.bfloat16 under "
+            "FullyShardedDataParallel, whose slices have no rows to code, "
+            f"got {options['state_dtype']}: use fully_shard"
+        )
     dtype = _momentum_dtype(param, options)
     if dtype not in _CODE_DTYPES.values():
         buffer = torch.zeros_like(
