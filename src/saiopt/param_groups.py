@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .sharding import is_slice
+from .fsdp1 import is_slice
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -71,8 +71,8 @@ def prepare(
     Args:
         members: all param groups with all their parameters.
         states: the state of each parameter, changed in place.
-        pending: the preset scale of each parameter that has not begun (0: none), changed
-            in place: those whose momentum is new join it.
+        pending: the preset scale of each parameter that has not begun, 0 for none,
+            changed in place: those whose momentum is new join it.
         also: frozen parameters that need a state too.
 
     Raises:

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.autograd import Variable
 from torch.utils.hooks import RemovableHandle
 
+from .fsdp1 import is_flattened
 from .optimizer import SGDSaI
-from .sharding import bears_fsdp1_mark, is_dtensor
+from .sharding import is_dtensor
 
 
 class ReleaseHandle:
@@ -133,7 +134,7 @@ def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
             "scaling must not be 'gsnr_max' when stepping during backward: it needs "
             "the gradients of all blocks before the first step"
         )
-    if any(bears_fsdp1_mark(p) for g in optimizer.param_groups for p in g["params"]):
+    if any(is_flattened(p) for g in optimizer.param_groups for p in g["params"]):
         raise RuntimeError(
             "step_in_backward must not be used with FullyShardedDataParallel, where "
             "original parameters never see their gradients accumulate: use fully_shard"

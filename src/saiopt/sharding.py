@@ -9,7 +9,6 @@ elementwise and runs on the local entries.
 
 from __future__ import annotations
 
-import gc
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from .fsdp1 import slicing_group
 from .moments import Moments, measure, merge
 from .update import Block
 
@@ -193,30 +192,6 @@ def is_sharded(param: Tensor) -> bool:
     return bool(_shards(param))
 
 
-def bears_fsdp1_mark(param: Tensor) -> bool:
-    """Tell whether FSDP1 flattened a parameter, wholly or in slices.
-
-    Args:
-        param: the parameter.
-
-    Returns:
-        True for an original parameter of a wrapped model, and for a flat one.
-    """
-    return getattr(param, _FSDP1_MARK, False)
-
-
-def is_slice(param: Tensor) -> bool:
-    """Tell whether FSDP1 keeps but a slice of an original parameter on this rank.
-
-    Args:
-        param: the parameter.
-
-    Returns:
-        True where the parameter has one dimension for that reason.
-    """
-    return not is_dtensor(param) and is_sharded(param)
-
-
 def measure_blocks(params: Sequence[Tensor]) -> Moments:
     """Measure the gradients of whole blocks.
 
@@ -288,11 +263,8 @@ def _shards(param: Tensor) -> tuple[_Shards, ...]:
     """Return the groups over which parts of a block lie, one per sharding mesh axis."""
     if is_dtensor(param):
         return tuple(_dtensor_shards(param))
-    if bears_fsdp1_mark(param) and dist.is_initialized():
-        group = _fsdp1_group(param)
-        if group is not None:
-            return (_Shards(group, param.device),)
-    return ()
+    group = slicing_group(param)
+    return () if group is None else (_Shards(group, param.device),)
 
 
 def _dtensor_shards(param: DTensor) -> Iterator[_Shards]:
@@ -300,36 +272,3 @@ def _dtensor_shards(param: DTensor) -> Iterator[_Shards]:
     for axis, placement in enumerate(param.placements):
         if not placement.is_replicate() and mesh.size(axis) > 1:
             yield _Shards(mesh.get_group(axis), torch.device(mesh.device_type))
-
-
-# What FSDP1 puts on every parameter that it flattens, the original ones included.
-_FSDP1_MARK = "_fsdp_flattened"
-# Process group by original parameter of FSDP1, None where it keeps the whole.
-_fsdp1_groups = WeakTensorKeyDictionary()
-
-
-def _fsdp1_group(param: Tensor) -> dist.ProcessGroup | None:
-    """Return the group over which FSDP1 sliced an original parameter, if it did.
-
-    A slice knows neither its whole nor its group: only FSDP1's handles do, and only the
-    garbage collector knows all of those.
-    """
-    if param not in _fsdp1_groups:
-        _find_fsdp1_groups()
-    # A whole one may have another number of dimensions, a slice always has one.
-    if param not in _fsdp1_groups and param.dim() == 1 and dist.get_world_size() > 1:
-        raise RuntimeError(
-            "gc.freeze() must not hide the FullyShardedDataParallel model from the "
-            "optimizer's first step: call step() once before it"
-        )
-    return _fsdp1_groups.get(param)
-
-
-def _find_fsdp1_groups() -> None:
-    from torch.distributed.fsdp._flat_param import FlatParamHandle
-
-    for handle in gc.get_objects():
-        if type(handle) is FlatParamHandle:
-            group = handle.process_group if handle.uses_sharded_strategy else None
-            for original in handle.flat_param._params or ():
-                _fsdp1_groups[original] = group

@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .fsdp1 import is_slice
 from .low_bit import buffer_shape, code_of, scale_shape
-from .sharding import hold_whole_groups, is_slice, lie_alike, zeros_beside
+from .sharding import hold_whole_groups, lie_alike, zeros_beside
 from .update import matrix_shape
 
 # Smaller blocks keep their momentum in float32, and so do those of one dimension:
