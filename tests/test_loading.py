@@ -51,6 +51,16 @@ def test_a_block_that_the_authors_class_lost_calibrates_anew(poisoned):
     assert model.weight.isfinite().all()
 
 
+def test_the_authors_scale_may_be_a_number():
+    model = nn.Linear(3, 2)
+    saved = authors_state_dict(model)
+    saved["state"][0]["gsnr"] = 5.0
+    optimizer = SGDSaI(model.parameters())
+    with torch.device("meta"):
+        optimizer.load_state_dict(saved)
+    assert get_scales(optimizer, model)["weight"] == 5
+
+
 def test_parameters_without_the_authors_state_calibrate_later():
     model = nn.Linear(3, 2)
     saved = authors_state_dict(model)

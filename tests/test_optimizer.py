@@ -8,7 +8,7 @@ from exactness import EXECUTIONS, largest_differences
 from models import TinyTransformer, next_token_loss, token_batches
 from torch import nn
 
-from saiopt import SGDSaI, get_scales, state
+from saiopt import SGDSaI, get_scales, set_scales, state
 from saiopt.scaling import NAMES
 
 EXECUTION_OPTIONS = pytest.mark.parametrize(
@@ -356,6 +356,24 @@ def test_an_entry_that_was_only_asked_for_is_no_state():
     assert list(get_scales(optimizer, nn.ParameterDict({"w": param})).values()) == [0]
     optimizer.step()
     assert optimizer.state[param]["scale"] > 0
+
+
+@EXECUTION_OPTIONS
+@pytest.mark.parametrize("scaling", [*NAMES, lambda moments: moments.numel.tolist()])
+def test_the_default_device_does_not_matter(execution, scaling):
+    here, elsewhere = tiny(), tiny()
+    options = {"scaling": scaling, "state_dtype": torch.int8, **execution}
+    plain, moved = (SGDSaI(m.parameters(), 1e-3, **options) for m in (here, elsewhere))
+    for ids in token_batches(3):
+        for model in (here, elsewhere):
+            model.zero_grad()
+            next_token_loss(model, ids).backward()
+        plain.step()
+        with torch.device("meta"):
+            moved.step()
+            set_scales(moved, elsewhere, get_scales(moved, elsewhere))
+            moved.load_state_dict(copy.deepcopy(moved.state_dict()))
+    assert same_bits(here, elsewhere)
 
 
 # 16-bit parameters

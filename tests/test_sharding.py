@@ -103,6 +103,23 @@ def test_ranks_agree_on_a_block_whose_gradient_one_of_them_lacks(workers):
     assert first["up.weight"] > 0
 
 
+def step_under_another_default_device(name):
+    model = LAYOUTS[name].spread(layouts.make_net())
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    ids, labels = layouts.the_same(next(layouts.batches(1)), 0, 1)
+    nn.functional.cross_entropy(model(ids), labels).backward()
+    with torch.device("meta"):
+        optimizer.step()
+    return get_scales(optimizer, model)
+
+
+@pytest.mark.parametrize("name", ["FSDP1, original parameters", "FSDP2"])
+def test_the_default_device_does_not_matter_to_shards(workers, name):
+    _, expected = layouts.run_alone("gsnr", 1)
+    for found in workers.run(2, step_under_another_default_device, name):
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
 def partial_gradient():
     mesh = init_device_mesh("cpu", (2,))
     param = nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Replicate()]))

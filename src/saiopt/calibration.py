@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,9 +109,10 @@ def _awaits_largest(groups: Sequence[dict[str, Any]]) -> bool:
 
 def _scales(candidates: Sequence[Candidate], moments: Moments) -> Tensor:
     """Return the preset scales, and those of the groups' rules for the others."""
-    values = torch.tensor([c.preset for c in candidates], dtype=torch.float64)
+    presets = [c.preset for c in candidates]
+    values = torch.tensor(presets, dtype=torch.float64, device="cpu")
     for group in {id(c.group): c.group for c in candidates}.values():
-        rows = torch.tensor([c.group is group and c.preset == 0 for c in candidates])
+        rows = _mask(c.group is group and c.preset == 0 for c in candidates)
         if rows.any():
             rule, eps = group["scaling"], group["eps"]
             values[rows] = scales(rule, moments.select(rows), eps)
@@ -126,10 +127,7 @@ def _divide_by_largest(
     Returns:
         That largest g-SNR, 0 before the first calibration.
     """
-    rows = torch.tensor(
-        [c.group["scaling"] == "gsnr_max" and c.preset == 0 for c in candidates],
-        dtype=torch.bool,
-    )
+    rows = _mask(c.group["scaling"] == "gsnr_max" and c.preset == 0 for c in candidates)
     largest = max((group.get("gsnr_max", 0.0) for group in groups), default=0.0)
     if _awaits_largest(groups):
         here = values[rows].max().item() if rows.any() else 0.0
@@ -137,6 +135,10 @@ def _divide_by_largest(
     if rows.any():
         values[rows] /= largest
     return largest
+
+
+def _mask(rows: Iterable[bool]) -> Tensor:
+    return torch.tensor(list(rows), dtype=torch.bool, device="cpu")
 
 
 def _check(values: Tensor) -> None:

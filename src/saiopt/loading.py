@@ -118,7 +118,10 @@ def _own_keys(entry: Mapping[str, Any]) -> dict[str, Any]:
     if "gsnr" not in entry:
         return dict(entry)
     own = {key: value for key, value in entry.items() if key != "gsnr"}
-    scale = torch.as_tensor(entry["gsnr"]).detach().to(torch.float32)
+    gsnr = entry["gsnr"]
+    if not isinstance(gsnr, Tensor):
+        gsnr = torch.tensor(gsnr, device="cpu")
+    scale = gsnr.detach().to(torch.float32)
     own["scale"] = scale
     if not (scale.isfinite() & (scale > 0)):
         own["scale"] = torch.zeros_like(scale)

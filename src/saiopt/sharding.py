@@ -210,7 +210,8 @@ def measure_blocks(params: Sequence[Tensor]) -> Moments:
         for shards in _shards(param):
             stages.setdefault(shards, []).append(i)
     for shards, rows in stages.items():
-        moments = _merge_over_ranks(moments, torch.tensor(rows), shards)
+        chosen = torch.tensor(rows, device="cpu")
+        moments = _merge_over_ranks(moments, chosen, shards)
     return moments
 
 
@@ -241,9 +242,9 @@ def _merge_over_ranks(moments: Moments, rows: Tensor, shards: _Shards) -> Moment
     gathered = [torch.empty_like(own) for _ in range(world)]
     dist.all_gather(gathered, own, group=shards.group)
     numel, mean, squared = torch.stack(gathered).cpu().unbind(1)
-    owners = torch.arange(len(rows)).repeat(world)
+    owners = torch.arange(len(rows), device="cpu").repeat(world)
     parts = Moments(
-        numel.reshape(-1), mean.reshape(-1), squared.reshape(-1), torch.zeros(())
+        numel.reshape(-1), mean.reshape(-1), squared.reshape(-1), moments.spacing
     )
     merged = merge(owners, parts, moments.spacing[rows])
     return Moments(
