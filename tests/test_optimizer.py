@@ -116,6 +116,40 @@ def test_gsnr_max_divides_late_blocks_by_the_first_calibrations_largest():
         assert each.state[late]["scale"].item() == expected
 
 
+@pytest.mark.parametrize("how", ["add_param_group", "assignment"])
+def test_a_late_group_takes_gsnr_maxs_divisor_as_it_is(how):
+    first, late = block([1.0] * 9, range(9)), block([1.0] * 100)
+    optimizer = SGDSaI([first], scaling="gsnr_max")
+    if how == "assignment":
+        optimizer.add_param_group({"params": [late], "scaling": "gsnr"})
+    optimizer.step()
+    largest = optimizer.param_groups[0]["gsnr_max"]
+    if how == "assignment":
+        optimizer.param_groups[1]["scaling"] = "gsnr_max"
+    else:
+        optimizer.add_param_group({"params": [late]})
+    late.grad = torch.linspace(-1, 1, 100)
+    optimizer.step()
+    assert [g["gsnr_max"] for g in optimizer.param_groups] == [largest, largest]
+    undivided = (late.grad.norm() / late.grad.std()).item()
+    assert undivided > largest
+    held = optimizer.state[late]["scale"].item()
+    assert held == pytest.approx(undivided / largest)
+
+
+def test_gsnr_max_may_be_asked_of_a_live_group():
+    first, late = block([1.0] * 9, range(9)), block([1.0] * 100)
+    optimizer = SGDSaI([first, late])
+    optimizer.step()
+    scale = optimizer.state[first]["scale"].clone()
+    optimizer.param_groups[0]["scaling"] = "gsnr_max"
+    optimizer.step()
+    late.grad = torch.linspace(-1, 1, 100)
+    optimizer.step()
+    assert optimizer.state[late]["scale"] == 1
+    assert torch.equal(optimizer.state[first]["scale"], scale)
+
+
 @EXECUTION_OPTIONS
 def test_a_tensor_learning_rate_gives_the_same_steps(execution):
     with_float, with_tensor = tiny(torch.float64), tiny(torch.float64)

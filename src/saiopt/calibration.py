@@ -97,14 +97,27 @@ def begin(
     for candidate, value in zip(begun, values.tolist(), strict=True):
         candidate.scale.fill_(value)
     for group in groups:
-        if "gsnr_max" in group:
+        if group["scaling"] == "gsnr_max":
             group["gsnr_max"] = largest
     return usable.tolist()
 
 
+def held_largest(groups: Iterable[Mapping[str, Any]]) -> float:
+    """Return the divisor of `"gsnr_max"`, which all groups share.
+
+    Args:
+        groups: param groups.
+
+    Returns:
+        The largest g-SNR of the first calibration, 0 before it.
+    """
+    return max((group.get("gsnr_max", 0.0) for group in groups), default=0.0)
+
+
 def _awaits_largest(groups: Sequence[dict[str, Any]]) -> bool:
     """Tell whether `"gsnr_max"` lacks its divisor, which all ranks find together."""
-    return any(group.get("gsnr_max") == 0 for group in groups)
+    asked = any(group["scaling"] == "gsnr_max" for group in groups)
+    return asked and held_largest(groups) == 0
 
 
 def _scales(candidates: Sequence[Candidate], moments: Moments) -> Tensor:
@@ -128,10 +141,10 @@ def _divide_by_largest(
         That largest g-SNR, 0 before the first calibration.
     """
     rows = _mask(c.group["scaling"] == "gsnr_max" and c.preset == 0 for c in candidates)
-    largest = max((group.get("gsnr_max", 0.0) for group in groups), default=0.0)
+    largest = held_largest(groups)
     if _awaits_largest(groups):
         here = values[rows].max().item() if rows.any() else 0.0
-        largest = largest_over_ranks(max(here, largest))
+        largest = largest_over_ranks(here)
     if rows.any():
         values[rows] /= largest
     return largest

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
 from . import loading, options, preparation
-from .calibration import begin_pending
+from .calibration import begin_pending, held_largest
 from .plan import Work, plan_group
 from .preparation import Members
 from .scaling import Scaling
@@ -137,7 +137,7 @@ class SGDSaI(Optimizer):
             self.param_groups.pop()
             raise
         if group["scaling"] == "gsnr_max":
-            group.setdefault("gsnr_max", 0.0)
+            group.setdefault("gsnr_max", held_largest(self.param_groups))
         self._shapes.update(p.shape for p in group["params"])
 
     @overload
