@@ -253,15 +253,28 @@ def test_scales_of_one_process_serve_on_shards(workers, prefix):
         assert found == scales
 
 
-def ddp_names():
-    model = layouts.ddp(layouts.make_net())
+def ddp_names(wrap):
+    model = wrap(layouts.make_net())
     optimizer = SGDSaI(model.parameters(), **OPTIONS)
     return set(get_scales(optimizer, model))
 
 
-def test_names_are_those_of_the_bare_model_under_ddp(workers):
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+def compiled_ddp(net):
+    return compiled(layouts.ddp(net))
+
+
+def ddp_of_compiled(net):
+    return compiled(layouts.ddp(compiled(net)))
+
+
+@pytest.mark.parametrize("wrap", [layouts.ddp, compiled_ddp, ddp_of_compiled])
+def test_names_are_those_of_the_bare_model_under_ddp(workers, wrap):
     expected = {name for name, _ in layouts.make_net().named_parameters()}
-    assert workers.run(1, ddp_names) == [expected]
+    assert workers.run(1, ddp_names, wrap) == [expected]
 
 
 # Checkpoints

@@ -103,9 +103,16 @@ def _named_params(optimizer: SGDSaI, model: nn.Module) -> dict[str, Tensor]:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """Take the wrapper off whose prefix `module.` may also be a model's own."""
+    """Take the wrappers off whose prefix `module.` may also be a model's own."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    return model.module if isinstance(model, wrappers) else model
+    while True:
+        if isinstance(model, wrappers):
+            model = model.module
+        # The class of torch.compile's modules would import the whole compiler.
+        elif (compiled := model._modules.get("_orig_mod")) is not None:
+            model = compiled
+        else:
+            return model
 
 
 def _bare(name: str) -> str:
