@@ -8,7 +8,7 @@ from exactness import EXECUTIONS, largest_differences
 from models import TinyTransformer, next_token_loss, token_batches
 from torch import nn
 
-from saiopt import SGDSaI, get_scales, set_scales, state
+from saiopt import SGDSaI, calibration, get_scales, set_scales, state
 from saiopt.scaling import NAMES
 
 EXECUTION_OPTIONS = pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_a_callable_scaling_stays_out_of_the_state_dict_and_survives_loading():
     assert optimizer.param_groups[0]["scaling"] is rule
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e-50, 1e39])
 def test_a_rule_that_gives_no_usable_scale_is_refused_before_anything_changes(value):
     param = block([1.0, 2.0], [1.0, 2.0])
     optimizer = SGDSaI([param], scaling=lambda m: torch.full_like(m.numel, value))
@@ -390,6 +390,25 @@ def test_an_entry_that_was_only_asked_for_is_no_state():
     assert list(get_scales(optimizer, nn.ParameterDict({"w": param})).values()) == [0]
     optimizer.step()
     assert optimizer.state[param]["scale"] > 0
+
+
+@EXECUTION_OPTIONS
+@pytest.mark.parametrize("scaling", NAMES)
+def test_a_block_without_entries_begins_at_its_first_gradient(
+    execution, scaling, monkeypatch
+):
+    empty, param = block(torch.ones(3, 0)), block([1.0] * 5, range(5))
+    optimizer = SGDSaI([empty, param], scaling=scaling, **execution)
+    optimizer.step()
+    alone = block([1.0] * 5, range(5))
+    SGDSaI([alone], scaling=scaling, **execution).step()
+    assert torch.equal(param, alone)
+    assert optimizer.state[empty]["scale"] == 0
+    empty.grad = torch.ones(3, 0)
+    optimizer.step()
+    assert optimizer.state[empty]["scale"] == 1
+    monkeypatch.delattr(calibration, "measure_blocks")
+    optimizer.step()
 
 
 @EXECUTION_OPTIONS

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .fsdp1 import is_slice
 from .moments import Moments
 from .scaling import scales
 from .sharding import is_sharded, largest_over_ranks, measure_blocks
@@ -57,7 +58,8 @@ def begin_pending(
     if not pending and not _awaits_largest(groups):
         return set()
     candidates = [
-        Candidate(p, group, states[p]["scale"], pending[p])
+        # A block without entries has nothing to measure, and nothing to scale.
+        Candidate(p, group, states[p]["scale"], pending[p] or float(_is_empty(p)))
         for group, params in members
         for p in params
         if p in pending and (p.grad is not None or is_sharded(p))
@@ -73,9 +75,9 @@ def begin(
 ) -> list[bool]:
     """Set the scale of every candidate whose gradient is finite and not all zero.
 
-    All gradients are measured before anything is written, with one host
-    synchronisation, and one more for each process group that shards a block; nothing is
-    written when this raises.
+    A block without entries begins too, with scale 1. All gradients are measured before
+    anything is written, with one host synchronisation, and one more for each process
+    group that shards a block; nothing is written when this raises.
 
     Args:
         candidates: blocks without a running momentum, the same on all ranks.
@@ -89,7 +91,7 @@ def begin(
             not one scale per block.
     """
     moments = measure_blocks([c.param for c in candidates])
-    usable = moments.usable
+    usable = moments.usable | _mask(_is_empty(c.param) for c in candidates)
     begun = [c for c, begins in zip(candidates, usable.tolist(), strict=True) if begins]
     values = _scales(begun, moments.select(usable))
     largest = _divide_by_largest(begun, values, groups)
@@ -150,13 +152,19 @@ def _divide_by_largest(
     return largest
 
 
+def _is_empty(param: Tensor) -> bool:
+    return param.numel() == 0 and not is_slice(param)
+
+
 def _mask(rows: Iterable[bool]) -> Tensor:
     return torch.tensor(list(rows), dtype=torch.bool, device="cpu")
 
 
 def _check(values: Tensor) -> None:
-    wrong = values[~(values.isfinite() & (values > 0))]
+    held = values.to(torch.float32)
+    wrong = values[~(held.isfinite() & (held > 0))]
     if len(wrong) > 0:
         raise ValueError(
-            f"scaling must return positive and finite scales, got {wrong[0].item()}"
+            "scaling must return positive and finite scales in the range of float32, "
+            f"got {wrong[0].item()}"
         )

@@ -161,7 +161,7 @@ class SGDSaI(Optimizer):
                 execution or a state dtype that was asked for does not exist for it.
                 Then no parameter has changed.
             ValueError: a scaling callable returns a scale that is not positive and
-                finite.
+                finite as float32.
         """
         loss = None
         if closure is not None:
