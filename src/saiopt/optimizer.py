@@ -30,7 +30,8 @@ class SGDSaI(Optimizer):
         update        θ = (1 - ηλ) θ ;  θ = θ - η s m
 
     Until then only the decay acts on the block. The first call of :meth:`step`
-    allocates the state of every parameter that requires a gradient.
+    allocates the state of every parameter that requires a gradient. Steps in which a
+    sharded block waits run one small collective per process group, later ones none.
 
     On a float32 model without degenerate blocks this follows the authors' release 1.0.3
     to rounding. It deviates on degenerate blocks (:func:`saiopt.scaling.gsnr`), and
@@ -54,11 +55,13 @@ class SGDSaI(Optimizer):
         foreach: whether to update lists of tensors together. None chooses.
         fused: whether to use a fused kernel. None chooses.
         state_dtype: dtype of the momentum: None for the parameter's, torch.float32,
-            torch.bfloat16, torch.int8 or `"int4"`. Codes of 8 and 4 bits take 1.0625
-            and 0.5625 bytes per entry; parameters of one dimension or of less than 4096
+            torch.bfloat16, torch.int8 or `"int4"`. A row of c entries takes c + 2⌈c/32⌉
+            bytes in 8 bits and ⌈c/2⌉ + 2⌈c/32⌉ in 4, which is 1.0625 and 0.5625 per
+            entry where 32 divides c; parameters of one dimension or of less than 4096
             entries keep float32 instead. FSDP1's slices cannot be coded: refused.
         stochastic_rounding: whether results in bfloat16 and in codes round
-            stochastically. None means yes.
+            stochastically. None means yes. Weights in float16 always round to the
+            nearest, so that steps of less than half their spacing are lost.
 
     Raises:
         TypeError: an argument is of the wrong kind, or a parameter is complex or
