@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from saiopt import SGDSaI, get_scales
+from saiopt.low_bit import Code, using
 
 
 def authors_state_dict(model, dtype=torch.float32):
@@ -48,6 +49,16 @@ def test_a_block_that_the_authors_class_lost_calibrates_anew(poisoned):
     optimizer.step()
     assert get_scales(optimizer, model)["weight"] >= 5**0.5
     assert model.weight.isfinite().all()
+
+
+def test_the_authors_scale_may_be_a_number():
+    model = nn.Linear(3, 2)
+    saved = authors_state_dict(model)
+    saved["state"][0]["gsnr"] = 5.0
+    optimizer = SGDSaI(model.parameters())
+    with torch.device("meta"):
+        optimizer.load_state_dict(saved)
+    assert get_scales(optimizer, model)["weight"] == 5
 
 
 def test_parameters_without_the_authors_state_calibrate_later():
@@ -139,3 +150,91 @@ def test_a_state_dict_of_another_shape_is_refused_and_leaves_the_state():
     with pytest.raises(ValueError, match="parameter group"):
         optimizer.load_state_dict(other.state_dict())
     assert not optimizer.state
+
+
+def state_of(shape, steps=1, **options):
+    """The state_dict of a parameter of that shape after some steps."""
+    param = nn.Parameter(torch.zeros(shape))
+    optimizer = SGDSaI([param], **options)
+    for _ in range(steps):
+        param.grad = torch.randn(shape)
+        optimizer.step()
+    return optimizer.state_dict()
+
+
+@pytest.mark.parametrize("state_dtype", [None, torch.int8, "int4"])
+def test_state_of_another_shape_is_refused_before_anything_changes(state_dtype):
+    param = nn.Parameter(torch.zeros(120, 64))
+    optimizer = SGDSaI([param], 0.5, state_dtype=state_dtype)
+    param.grad = torch.randn(120, 64)
+    optimizer.step()
+    held = copy.deepcopy(optimizer.state_dict())
+    saved = state_of((100, 64), state_dtype=state_dtype)
+    with pytest.raises(ValueError, match=r"momentum_buffer must be .* \(120, \d+\).*"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    for key, value in optimizer.state[param].items():
+        assert torch.equal(value, held["state"][0][key])
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("momentum_scale", torch.ones(64, 3, dtype=torch.bfloat16)),
+        ("momentum_scale", torch.ones(64, 2)),
+        ("momentum_scale", None),
+        ("scale", torch.ones(2)),
+        ("scale", torch.ones((), dtype=torch.bfloat16)),
+        ("rounding_seed", torch.ones(())),
+    ],
+)
+def test_a_tensor_of_another_form_is_refused(key, value):
+    saved = state_of((64, 64), state_dtype=torch.int8)
+    saved["state"][0][key] = value
+    with pytest.raises(ValueError, match=f"must fit the parameters: {key} must be"):
+        SGDSaI([nn.Parameter(torch.zeros(64, 64))]).load_state_dict(saved)
+
+
+def test_codes_of_a_study_load_under_the_same_codes_only():
+    param = nn.Parameter(torch.zeros(64, 64))
+    with using(Code(8, group_size=16)):
+        saved = state_of((64, 64), state_dtype=torch.int8)
+        SGDSaI([param]).load_state_dict(saved)
+    with pytest.raises(ValueError, match="momentum_scale must be"):
+        SGDSaI([param]).load_state_dict(saved)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        (lambda params: torch.optim.SGD(params, momentum=0.9), "momentum_buffer"),
+        (torch.optim.AdamW, "step, exp_avg, exp_avg_sq"),
+    ],
+    ids=["SGD", "AdamW"],
+)
+def test_the_state_of_another_optimizer_is_refused_before_anything_changes(kind, keys):
+    model = nn.Linear(3, 2)
+    ours, other = SGDSaI(model.parameters(), 0.5), kind(model.parameters())
+    for param in model.parameters():
+        param.grad = torch.randn_like(param)
+    ours.step()
+    other.step()
+    held = copy.deepcopy(ours.state_dict())
+    with pytest.raises(ValueError, match=f"SGD_sai, got an entry with {keys}"):
+        ours.load_state_dict(other.state_dict())
+    assert ours.param_groups[0]["lr"] == 0.5
+    for index, param in enumerate(model.parameters()):
+        for key, value in ours.state[param].items():
+            assert torch.equal(value, held["state"][index][key])
+
+
+def test_empty_entries_and_those_of_no_parameter_are_dropped():
+    model = nn.Linear(3, 2)
+    saved = authors_state_dict(model)
+    saved["state"][1] = {}
+    saved["state"][7] = saved["state"][0]
+    optimizer = SGDSaI(model.parameters())
+    optimizer.load_state_dict(saved)
+    assert list(optimizer.state) == [model.weight]
+    assert get_scales(optimizer, model) == {"weight": 2.0, "bias": 0.0}

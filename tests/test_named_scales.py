@@ -76,12 +76,39 @@ def test_setting_zero_calibrates_anew(model):
     assert get_scales(optimizer, model)["weight"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("scale", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("scale", [-1.0, math.nan, math.inf, 1e39, 1e-50])
 def test_a_bad_scale_is_refused_before_anything_changes(model, scale):
     optimizer = SGDSaI(model.parameters())
     with pytest.raises(ValueError, match=r"scales\['bias'\] must be finite and >= 0"):
         set_scales(optimizer, model, {"weight": 2.0, "bias": scale})
     assert get_scales(optimizer, model)["weight"] == 0
+
+
+def test_a_frozen_parameter_remembers_its_scale_until_it_trains(model):
+    model.weight.requires_grad_(False)
+    grad, model.weight.grad = model.weight.grad, None
+    optimizer = SGDSaI(model.parameters())
+    set_scales(optimizer, model, {"weight": 3.0})
+    for _ in range(2):
+        optimizer.step()
+    model.weight.requires_grad_(True)
+    model.weight.grad = grad
+    optimizer.step()
+    assert get_scales(optimizer, model)["weight"] == 3
+    assert torch.equal(optimizer.state[model.weight]["momentum_buffer"], grad)
+
+
+def test_the_scales_of_a_partly_frozen_model_may_be_set_to_what_they_are(model):
+    model.weight.requires_grad_(False)
+    model.weight.grad = None
+    optimizer = SGDSaI(model.parameters())
+    for _ in range(2):
+        optimizer.step()
+        scales = get_scales(optimizer, model)
+        set_scales(optimizer, model, scales)
+        assert get_scales(optimizer, model) == scales
+    assert list(optimizer.state) == [model.bias]
+    optimizer.load_state_dict(optimizer.state_dict())
 
 
 def test_unknown_names_are_refused(model):

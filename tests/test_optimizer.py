@@ -8,7 +8,7 @@ from exactness import EXECUTIONS, largest_differences
 from models import TinyTransformer, next_token_loss, token_batches
 from torch import nn
 
-from saiopt import SGDSaI, get_scales
+from saiopt import SGDSaI, calibration, get_scales, set_scales, state
 from saiopt.scaling import NAMES
 
 EXECUTION_OPTIONS = pytest.mark.parametrize(
@@ -114,6 +114,40 @@ def test_gsnr_max_divides_late_blocks_by_the_first_calibrations_largest():
         scales = [s["scale"].item() for s in ours.state.values()]
         expected = pytest.approx(scales[1] / scales[0])
         assert each.state[late]["scale"].item() == expected
+
+
+@pytest.mark.parametrize("how", ["add_param_group", "assignment"])
+def test_a_late_group_takes_gsnr_maxs_divisor_as_it_is(how):
+    first, late = block([1.0] * 9, range(9)), block([1.0] * 100)
+    optimizer = SGDSaI([first], scaling="gsnr_max")
+    if how == "assignment":
+        optimizer.add_param_group({"params": [late], "scaling": "gsnr"})
+    optimizer.step()
+    largest = optimizer.param_groups[0]["gsnr_max"]
+    if how == "assignment":
+        optimizer.param_groups[1]["scaling"] = "gsnr_max"
+    else:
+        optimizer.add_param_group({"params": [late]})
+    late.grad = torch.linspace(-1, 1, 100)
+    optimizer.step()
+    assert [g["gsnr_max"] for g in optimizer.param_groups] == [largest, largest]
+    undivided = (late.grad.norm() / late.grad.std()).item()
+    assert undivided > largest
+    held = optimizer.state[late]["scale"].item()
+    assert held == pytest.approx(undivided / largest)
+
+
+def test_gsnr_max_may_be_asked_of_a_live_group():
+    first, late = block([1.0] * 9, range(9)), block([1.0] * 100)
+    optimizer = SGDSaI([first, late])
+    optimizer.step()
+    scale = optimizer.state[first]["scale"].clone()
+    optimizer.param_groups[0]["scaling"] = "gsnr_max"
+    optimizer.step()
+    late.grad = torch.linspace(-1, 1, 100)
+    optimizer.step()
+    assert optimizer.state[late]["scale"] == 1
+    assert torch.equal(optimizer.state[first]["scale"], scale)
 
 
 @EXECUTION_OPTIONS
@@ -302,7 +336,7 @@ def test_a_callable_scaling_stays_out_of_the_state_dict_and_survives_loading():
     assert optimizer.param_groups[0]["scaling"] is rule
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), 1e-50, 1e39])
 def test_a_rule_that_gives_no_usable_scale_is_refused_before_anything_changes(value):
     param = block([1.0, 2.0], [1.0, 2.0])
     optimizer = SGDSaI([param], scaling=lambda m: torch.full_like(m.numel, value))
@@ -310,6 +344,89 @@ def test_a_rule_that_gives_no_usable_scale_is_refused_before_anything_changes(va
         optimizer.step()
     assert torch.equal(param, torch.tensor([1.0, 2.0]))
     assert optimizer.state[param]["scale"] == 0
+
+
+@pytest.mark.parametrize("steps_alone", [False, True])
+@pytest.mark.parametrize("clears", [False, True])
+def test_a_parameter_that_changes_its_shape_is_refused(steps_alone, clears):
+    other, param = block([1.0, 2.0], [1.0, 2.0]), block([1.0] * 8, range(8))
+    optimizer = SGDSaI([other, param])
+    optimizer.step()
+    group = optimizer.param_groups[0]
+    alone = lambda: optimizer.step_parameter(param, group, 1)  # noqa: E731
+    before = other.detach().clone()
+    param.data = torch.ones(9000)
+    if clears:
+        param.grad = torch.ones(9000)
+    sentence = "params must fit their state" if clears else "gradients must have"
+    take = alone if steps_alone else optimizer.step
+    with pytest.raises(RuntimeError, match=sentence):
+        take()
+    assert torch.equal(other, before)
+    assert torch.equal(param, torch.ones(9000))
+
+
+def test_an_allocation_that_fails_halfway_may_be_repeated(monkeypatch):
+    params = [block([1.0, 2.0], [1.0, 2.0]) for _ in range(2)]
+    optimizer, allocate = SGDSaI(params), state.allocate
+
+    def fail_for_the_second(param, group, ordinal):
+        if ordinal == 1:
+            raise MemoryError
+        return allocate(param, group, ordinal)
+
+    monkeypatch.setattr(state, "allocate", fail_for_the_second)
+    with pytest.raises(MemoryError):
+        optimizer.step()
+    monkeypatch.undo()
+    optimizer.step()
+    assert all(optimizer.state[param]["scale"] > 0 for param in params)
+
+
+def test_an_entry_that_was_only_asked_for_is_no_state():
+    param = block([1.0, 2.0], [1.0, 2.0])
+    optimizer = SGDSaI([param])
+    assert optimizer.state[param] == {}
+    assert list(get_scales(optimizer, nn.ParameterDict({"w": param})).values()) == [0]
+    optimizer.step()
+    assert optimizer.state[param]["scale"] > 0
+
+
+@EXECUTION_OPTIONS
+@pytest.mark.parametrize("scaling", NAMES)
+def test_a_block_without_entries_begins_at_its_first_gradient(
+    execution, scaling, monkeypatch
+):
+    empty, param = block(torch.ones(3, 0)), block([1.0] * 5, range(5))
+    optimizer = SGDSaI([empty, param], scaling=scaling, **execution)
+    optimizer.step()
+    alone = block([1.0] * 5, range(5))
+    SGDSaI([alone], scaling=scaling, **execution).step()
+    assert torch.equal(param, alone)
+    assert optimizer.state[empty]["scale"] == 0
+    empty.grad = torch.ones(3, 0)
+    optimizer.step()
+    assert optimizer.state[empty]["scale"] == 1
+    monkeypatch.delattr(calibration, "measure_blocks")
+    optimizer.step()
+
+
+@EXECUTION_OPTIONS
+@pytest.mark.parametrize("scaling", [*NAMES, lambda moments: moments.numel.tolist()])
+def test_the_default_device_does_not_matter(execution, scaling):
+    here, elsewhere = tiny(), tiny()
+    options = {"scaling": scaling, "state_dtype": torch.int8, **execution}
+    plain, moved = (SGDSaI(m.parameters(), 1e-3, **options) for m in (here, elsewhere))
+    for ids in token_batches(3):
+        for model in (here, elsewhere):
+            model.zero_grad()
+            next_token_loss(model, ids).backward()
+        plain.step()
+        with torch.device("meta"):
+            moved.step()
+            set_scales(moved, elsewhere, get_scales(moved, elsewhere))
+            moved.load_state_dict(copy.deepcopy(moved.state_dict()))
+    assert same_bits(here, elsewhere)
 
 
 # 16-bit parameters

@@ -1,4 +1,5 @@
 import copy
+import gc
 
 import layouts
 import pytest
@@ -8,6 +9,12 @@ from models import TinyTransformer, next_token_loss, token_batches
 from torch import nn
 
 from saiopt import SGDSaI, step_in_backward
+
+
+@pytest.fixture
+def frozen_heap():
+    yield
+    gc.unfreeze()
 
 
 def train(model, optimizer, batches):
@@ -93,6 +100,53 @@ def test_a_zero_first_gradient_still_calibrates_later():
         assert (optimizer.state[a]["scale"] > 0) == (step > 0)
 
 
+def step_alone(optimizer, *params):
+    for param in params:
+        optimizer.step_parameter(param, optimizer.param_groups[0], 0)
+
+
+def test_a_momentum_that_rises_from_zero_starts_with_the_gradient():
+    (plain, optimizer), (released, its_optimizer) = pair(momentum=0.0)
+    step_in_backward(its_optimizer)
+    batches = token_batches(4)
+    for model, each in ((plain, optimizer), (released, its_optimizer)):
+        train(model, each, batches[:2])
+        each.param_groups[0]["momentum"] = 0.9
+        train(model, each, batches[2:])
+        assert all("momentum_buffer" in entry for entry in each.state.values())
+    assert_same(plain, released)
+
+
+def test_a_loaded_state_without_a_rounding_seed_gets_one():
+    param = nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
+    param.grad = torch.randn(64).bfloat16()
+    group = {"lr": 1e-6, "momentum": 0.9, "eps": 1e-8, "weight_decay": 0.0}
+    entry = {"gsnr": torch.tensor(8.0), "momentum_buffer": torch.zeros_like(param)}
+    optimizer = SGDSaI([param])
+    optimizer.load_state_dict(
+        {"state": {0: entry}, "param_groups": [{**group, "params": [0]}]}
+    )
+    step_alone(optimizer, param)
+    assert "rounding_seed" in optimizer.state[param]
+
+
+class Unread(list):
+    def __iter__(self):
+        raise AssertionError("the step of one parameter looks at others")
+
+
+def test_the_step_of_one_parameter_looks_at_no_other():
+    params = [nn.Parameter(torch.ones(3)) for _ in range(3)]
+    for param in params:
+        param.grad = torch.tensor([1.0, 2.0, 3.0])
+    optimizer = SGDSaI(params)
+    step_alone(optimizer, *params)
+    optimizer.param_groups[0]["params"] = Unread(params)
+    before = params[1].detach().clone()
+    step_alone(optimizer, params[1])
+    assert not torch.equal(params[1], before)
+
+
 def test_a_rule_that_needs_all_gradients_is_refused():
     param = nn.Parameter(torch.ones(3))
     optimizer = SGDSaI([param], scaling="gsnr_max")
@@ -102,6 +156,29 @@ def test_a_rule_that_needs_all_gradients_is_refused():
     with pytest.raises(ValueError, match="scaling must not be 'gsnr_max'"):
         optimizer.step_parameter(param, optimizer.param_groups[0], 0)
     assert torch.equal(param, torch.ones(3))
+
+
+def test_a_parameter_that_is_unfrozen_later_steps_then():
+    (plain, optimizer), (released, its_optimizer) = pair()
+    for model in (plain, released):
+        model.head.weight.requires_grad_(False)
+    handle = step_in_backward(its_optimizer)
+    assert not released.head.weight.requires_grad
+    batches = token_batches(6)
+    for model, each in ((plain, optimizer), (released, its_optimizer)):
+        train(model, each, batches[:2])
+        model.head.weight.requires_grad_(True)
+        train(model, each, batches[2:4])
+        model.head.weight.requires_grad_(False)
+        each.zero_grad()
+        train(model, each, batches[4:5])
+        model.head.weight.requires_grad_(True)
+        train(model, each, batches[5:])
+        assert (model.head.weight.grad is None) == (model is released)
+    assert_same(plain, released)
+    handle.remove()
+    next_token_loss(released, batches[0]).backward()
+    assert released.head.weight.grad is not None
 
 
 def test_a_gradient_scaler_is_refused_before_anything_changes():
@@ -119,6 +196,17 @@ def test_an_idle_gradient_scaler_is_no_reason_to_refuse():
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     scaler.scale(param.square().sum()).backward()
     assert not torch.equal(param, torch.ones(3))
+
+
+def test_a_gradient_scaler_that_a_frozen_heap_hides_refuses_its_own_step(frozen_heap):
+    param = nn.Parameter(torch.ones(3))
+    optimizer = SGDSaI([param])
+    step_in_backward(optimizer)
+    scaler = torch.amp.GradScaler("cpu")
+    gc.freeze()
+    scaler.scale(param.sum()).backward()
+    with pytest.raises(AssertionError, match="No inf checks were recorded"):
+        scaler.step(optimizer)
 
 
 def test_another_optimizer_is_refused():
@@ -159,3 +247,53 @@ def test_a_layout_follows_step_bit_for_bit(workers, name, accumulate):
     for plain, stepped in workers.run(world, train_both_ways, name, accumulate):
         for key, value in plain.items():
             assert torch.equal(stepped[key], value)
+
+
+def released_under_fsdp1():
+    optimizer = SGDSaI(layouts.fsdp1(layouts.make_net()).parameters())
+    with pytest.raises(RuntimeError, match="use fully_shard"):
+        step_in_backward(optimizer)
+
+
+def test_fsdp1_whose_parameters_never_see_gradients_is_refused(workers):
+    workers.run(2, released_under_fsdp1)
+
+
+def frozen_before_and_after_wrapping(name):
+    """Freeze the heap with DDP hidden in it, then without, then after a gradient."""
+    layout = LAYOUTS[name]
+
+    def backward(model):
+        nn.functional.cross_entropy(model(ids), labels).backward()
+
+    ids, labels = next(layouts.batches(1))
+    model = layout.spread(layouts.make_net())
+    before = layouts.full_params(model)
+    handle = step_in_backward(SGDSaI(model.parameters(), **OPTIONS))
+    refused = None
+    gc.freeze()
+    try:
+        backward(model)
+    except RuntimeError as error:
+        refused = str(error)
+        for key, value in layouts.full_params(model).items():
+            assert torch.equal(before[key], value)
+        handle.remove()
+        seen = layout.spread(layouts.make_net())
+        step_in_backward(SGDSaI(seen.parameters(), **OPTIONS))
+        backward(seen)
+        gc.freeze()
+        backward(seen)
+    finally:
+        gc.unfreeze()
+    return refused
+
+
+@pytest.mark.parametrize(
+    ("name", "world", "refuses"),
+    [("DDP", 2, True), ("DDP", 1, False), ("FSDP2", 2, False)],
+)
+def test_ddp_that_a_frozen_heap_may_hide_is_refused(workers, name, world, refuses):
+    for refused in workers.run(world, frozen_before_and_after_wrapping, name):
+        assert bool(refused) is refuses
+        assert not refuses or "call it after the first backward pass" in refused

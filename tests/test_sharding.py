@@ -1,3 +1,5 @@
+import gc
+
 import checkpoints
 import layouts
 import pytest
@@ -11,10 +13,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
-from saiopt import SGDSaI, get_scales, set_scales
+from saiopt import SGDSaI, decay_groups, get_scales, set_scales
 
 BF16 = torch.bfloat16
 ALL_LAYOUTS = pytest.mark.parametrize("name", LAYOUTS)
@@ -101,6 +103,23 @@ def test_ranks_agree_on_a_block_whose_gradient_one_of_them_lacks(workers):
     assert first["up.weight"] > 0
 
 
+def step_under_another_default_device(name):
+    model = LAYOUTS[name].spread(layouts.make_net())
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    ids, labels = layouts.the_same(next(layouts.batches(1)), 0, 1)
+    nn.functional.cross_entropy(model(ids), labels).backward()
+    with torch.device("meta"):
+        optimizer.step()
+    return get_scales(optimizer, model)
+
+
+@pytest.mark.parametrize("name", ["FSDP1, original parameters", "FSDP2"])
+def test_the_default_device_does_not_matter_to_shards(workers, name):
+    _, expected = layouts.run_alone("gsnr", 1)
+    for found in workers.run(2, step_under_another_default_device, name):
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
 def partial_gradient():
     mesh = init_device_mesh("cpu", (2,))
     param = nn.Parameter(DTensor.from_local(torch.ones(4), mesh, [Replicate()]))
@@ -129,6 +148,91 @@ def test_fsdp1_without_original_parameters_is_refused(workers):
     assert "blocks" in workers.run(1, flattened)[0]
 
 
+def heap_scans(name):
+    """How often the heap is read in the first steps of two optimizers, and after."""
+    model = LAYOUTS[name].spread(layouts.make_net())
+    scans = []
+    read = gc.get_objects
+    gc.get_objects = lambda: scans.append(1) or read()
+    try:
+        counts = []
+        for _ in range(2):
+            optimizer = SGDSaI(model.parameters(), **OPTIONS)
+            layouts.train(model, optimizer, LAYOUTS[name].share, 2)
+            counts.append(len(scans))
+        return counts
+    finally:
+        gc.get_objects = read
+
+
+@pytest.mark.parametrize(("name", "scans"), [("DDP", 0), ("FSDP1, hybrid", 1)])
+def test_the_heap_is_read_once_and_for_fsdp1_only(workers, name, scans):
+    world = LAYOUTS[name].world
+    # A process that has imported FSDP1 must not look for it either.
+    assert workers.run(world, heap_scans, name) == [[scans, scans]] * world
+
+
+def frozen_heap():
+    model = layouts.fsdp1(layouts.make_net())
+    optimizer = SGDSaI(model.parameters(), **OPTIONS)
+    before = layouts.full_params(model)
+    gc.freeze()
+    try:
+        with pytest.raises(RuntimeError, match="call step"):
+            layouts.train(model, optimizer, layouts.by_rank, 1)
+    finally:
+        gc.unfreeze()
+    after = layouts.full_params(model)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    layouts.train(model, optimizer, layouts.by_rank, 1)
+    gc.freeze()
+    try:
+        layouts.train(model, optimizer, layouts.by_rank, 1)
+    finally:
+        gc.unfreeze()
+
+
+def test_slices_that_a_frozen_heap_hides_are_refused(workers):
+    workers.run(2, frozen_heap)
+
+
+def sliced_into_one_dimension():
+    model = layouts.fsdp1(layouts.make_net())
+    with pytest.raises(ValueError, match="choose the groups by name"):
+        decay_groups(model, 0.1)
+    for state_dtype in (torch.int8, "int4"):
+        optimizer = SGDSaI(model.parameters(), **OPTIONS, state_dtype=state_dtype)
+        with pytest.raises(RuntimeError, match="whose slices have no rows to code"):
+            layouts.train(model, optimizer, layouts.by_rank, 1)
+        assert not optimizer.state
+
+
+def test_what_needs_the_dimensions_that_fsdp1_takes_away_is_refused(workers):
+    workers.run(2, sliced_into_one_dimension)
+
+
+def whole_under_fsdp1(strategy):
+    model = FullyShardedDataParallel(
+        layouts.make_net(),
+        use_orig_params=True,
+        device_id=layouts.CPU,
+        sharding_strategy=strategy,
+    )
+    groups = decay_groups(model, OPTIONS["weight_decay"])
+    assert [len(group["params"]) for group in groups] == [4, 6]
+    optimizer = SGDSaI(groups, **OPTIONS, state_dtype=torch.int8)
+    layouts.train(model, optimizer, layouts.the_same, 1)
+    return get_scales(optimizer, model)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_fsdp1_that_keeps_parameters_whole_scales_like_one_process(workers, world):
+    _, expected = layouts.run_alone("gsnr", 1)
+    strategy = ShardingStrategy.NO_SHARD if world > 1 else ShardingStrategy.FULL_SHARD
+    for found in workers.run(world, whole_under_fsdp1, strategy):
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
 def scales_from_elsewhere(scales):
     model = layouts.fsdp2(layouts.make_net())
     optimizer = SGDSaI(model.parameters(), **OPTIONS)
@@ -149,15 +253,28 @@ def test_scales_of_one_process_serve_on_shards(workers, prefix):
         assert found == scales
 
 
-def ddp_names():
-    model = layouts.ddp(layouts.make_net())
+def ddp_names(wrap):
+    model = wrap(layouts.make_net())
     optimizer = SGDSaI(model.parameters(), **OPTIONS)
     return set(get_scales(optimizer, model))
 
 
-def test_names_are_those_of_the_bare_model_under_ddp(workers):
+def compiled(model):
+    return torch.compile(model, backend="eager")
+
+
+def compiled_ddp(net):
+    return compiled(layouts.ddp(net))
+
+
+def ddp_of_compiled(net):
+    return compiled(layouts.ddp(compiled(net)))
+
+
+@pytest.mark.parametrize("wrap", [layouts.ddp, compiled_ddp, ddp_of_compiled])
+def test_names_are_those_of_the_bare_model_under_ddp(workers, wrap):
     expected = {name for name, _ in layouts.make_net().named_parameters()}
-    assert workers.run(1, ddp_names) == [expected]
+    assert workers.run(1, ddp_names, wrap) == [expected]
 
 
 # Checkpoints
@@ -239,6 +356,26 @@ def full_state_from_one_rank():
 def test_a_full_state_that_one_rank_holds_continues_bit_for_bit(workers):
     for params, found in workers.run(2, full_state_from_one_rank):
         assert all(torch.equal(found[k], v) for k, v in params.items())
+
+
+def state_of_another_layout():
+    whole = layouts.make_net()
+    optimizer = SGDSaI(whole.parameters(), **OPTIONS)
+    layouts.train(whole, optimizer, layouts.the_same, 1)
+    model = layouts.fsdp2(layouts.make_net())
+    sharded = SGDSaI(model.parameters(), **OPTIONS)
+    layouts.train(model, sharded, layouts.by_rank, 1)
+    sentences = []
+    for each, saved in ((sharded, optimizer), (optimizer, sharded)):
+        with pytest.raises(ValueError, match="must fit the parameters") as error:
+            each.load_state_dict(saved.state_dict())
+        sentences.append(str(error.value))
+    return sentences
+
+
+def test_a_state_that_is_distributed_otherwise_than_its_parameter_is_refused(workers):
+    for sentences in workers.run(2, state_of_another_layout):
+        assert all("must be distributed over the ranks" in s for s in sentences)
 
 
 def gsnr_max_resumes(folder):

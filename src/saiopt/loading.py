@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .state import misfit
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -51,8 +53,9 @@ def unwrap(
         held: the state that it replaces.
 
     Returns:
-        State by parameter. Tensors are copies, so that two optimizers never share one,
-        except those that this optimizer holds already.
+        State by parameter, without empty entries and what belongs to no parameter.
+        Tensors are copies, so that two optimizers never share one, except those that
+        this optimizer holds already.
     """
     return {
         param: {
@@ -62,7 +65,29 @@ def unwrap(
             for key, value in entry.items()
         }
         for param, entry in state.items()
+        if isinstance(param, Tensor) and entry
     }
+
+
+def check(state: Mapping[Tensor, Mapping[str, Any]]) -> None:
+    """Check that loaded state is of SGD-SaI and fits the parameters that it is for.
+
+    Args:
+        state: state by parameter.
+
+    Raises:
+        ValueError: it is another optimizer's, or a tensor has another form than its
+            parameter needs.
+    """
+    for param, entry in state.items():
+        if "scale" not in entry:
+            raise ValueError(
+                "state_dict must be of SGDSaI or of the authors' SGD_sai, "
+                f"got an entry with {', '.join(map(str, entry))}"
+            )
+        problem = misfit(entry, param)
+        if problem:
+            raise ValueError(f"state_dict must fit the parameters: {problem}")
 
 
 def fill_in(
@@ -93,11 +118,15 @@ def _own_keys(entry: Mapping[str, Any]) -> dict[str, Any]:
     if "gsnr" not in entry:
         return dict(entry)
     own = {key: value for key, value in entry.items() if key != "gsnr"}
-    scale = torch.as_tensor(entry["gsnr"]).detach().to(torch.float32)
+    gsnr = entry["gsnr"]
+    if not isinstance(gsnr, Tensor):
+        gsnr = torch.tensor(gsnr, device="cpu")
+    scale = gsnr.detach().to(torch.float32)
     own["scale"] = scale
     if not (scale.isfinite() & (scale > 0)):
         own["scale"] = torch.zeros_like(scale)
-        own["momentum_buffer"] = torch.zeros_like(entry["momentum_buffer"])
+        if "momentum_buffer" in entry:
+            own["momentum_buffer"] = torch.zeros_like(entry["momentum_buffer"])
     return own
 
 

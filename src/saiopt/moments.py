@@ -106,10 +106,12 @@ def measure(grads: Sequence[Tensor]) -> Moments:
             owners.append(block)
             parts.append(part)
     numel, mean, squared = _to_host(parts)
+    spacings = [torch.finfo(grad.dtype).eps for grad in grads]
+    # Without a device, a tensor would lie on the user's default one, as everywhere.
     return merge(
-        torch.tensor(owners, dtype=torch.int64),
-        Moments(numel, mean, squared, torch.zeros(())),
-        torch.tensor([torch.finfo(g.dtype).eps for g in grads], dtype=torch.float64),
+        torch.tensor(owners, dtype=torch.int64, device="cpu"),
+        Moments(numel, mean, squared, torch.zeros((), device="cpu")),
+        torch.tensor(spacings, dtype=torch.float64, device="cpu"),
     )
 
 
@@ -161,8 +163,9 @@ def _any_order(grad: Tensor) -> Tensor:
 
 def _to_host(parts: Sequence[tuple[int, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     """Return counts, means and squared deviations on the CPU in float64."""
-    numel = torch.tensor([count for count, _ in parts], dtype=torch.float64)
-    values = torch.empty(len(parts), 2, dtype=torch.float64)
+    counts = [count for count, _ in parts]
+    numel = torch.tensor(counts, dtype=torch.float64, device="cpu")
+    values = torch.empty(len(parts), 2, dtype=torch.float64, device="cpu")
     for device in {part.device for _, part in parts}:
         rows = [i for i, (_, part) in enumerate(parts) if part.device == device]
         stacked = torch.stack([parts[i][1] for i in rows])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from .optimizer import SGDSaI
@@ -60,7 +61,8 @@ def set_scales(
     Raises:
         TypeError: the optimizer is not SGDSaI.
         ValueError: a name is not one of the optimizer's parameters in the model, or a
-            scale is negative or not finite.
+            scale is negative or not finite as float32, which keeps it, or rounds to 0
+            there.
     """
     params = _named_params(optimizer, model)
     for name, scale in scales.items():
@@ -69,14 +71,22 @@ def set_scales(
                 "scales must name parameters of the model that the optimizer has, "
                 f"got {name!r}"
             )
-        if not 0 <= scale < math.inf:
-            raise ValueError(f"scales[{name!r}] must be finite and >= 0, got {scale}")
+        if not (0 <= scale < math.inf and _fits_float32(scale)):
+            raise ValueError(
+                f"scales[{name!r}] must be finite and >= 0, in the range of float32, "
+                f"got {scale}"
+            )
     optimizer.assign_scales({params[name]: s for name, s in scales.items()})
+
+
+def _fits_float32(scale: float) -> bool:
+    held = torch.tensor(float(scale), dtype=torch.float32, device="cpu").item()
+    return held < math.inf and (held > 0) == (scale > 0)
 
 
 def _held_scale(optimizer: SGDSaI, param: Tensor) -> float:
     entry = optimizer.state.get(param)
-    return 0.0 if entry is None else entry["scale"].item()
+    return entry["scale"].item() if entry else 0.0
 
 
 def _named_params(optimizer: SGDSaI, model: nn.Module) -> dict[str, Tensor]:
@@ -93,9 +103,16 @@ def _named_params(optimizer: SGDSaI, model: nn.Module) -> dict[str, Tensor]:
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
-    """Take the wrapper off whose prefix `module.` may also be a model's own."""
+    """Take the wrappers off whose prefix `module.` may also be a model's own."""
     wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    return model.module if isinstance(model, wrappers) else model
+    while True:
+        if isinstance(model, wrappers):
+            model = model.module
+        # The class of torch.compile's modules would import the whole compiler.
+        elif (compiled := model._modules.get("_orig_mod")) is not None:
+            model = compiled
+        else:
+            return model
 
 
 def _bare(name: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, overload
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
-from . import loading, options, state
-from .calibration import begin_pending
+from . import loading, options, preparation
+from .calibration import begin_pending, held_largest
 from .plan import Work, plan_group
+from .preparation import Members
 from .scaling import Scaling
 from .update import choose
 
@@ -29,7 +30,8 @@ class SGDSaI(Optimizer):
         update        θ = (1 - ηλ) θ ;  θ = θ - η s m
 
     Until then only the decay acts on the block. The first call of :meth:`step`
-    allocates the state of every parameter that requires a gradient.
+    allocates the state of every parameter that requires a gradient. Steps in which a
+    sharded block waits run one small collective per process group, later ones none.
 
     On a float32 model without degenerate blocks this follows the authors' release 1.0.3
     to rounding. It deviates on degenerate blocks (:func:`saiopt.scaling.gsnr`), and
@@ -53,11 +55,13 @@ class SGDSaI(Optimizer):
         foreach: whether to update lists of tensors together. None chooses.
         fused: whether to use a fused kernel. None chooses.
         state_dtype: dtype of the momentum: None for the parameter's, torch.float32,
-            torch.bfloat16, torch.int8 or `"int4"`. Codes of 8 and 4 bits take 1.0625
-            and 0.5625 bytes per entry; parameters of one dimension or of less than 4096
-            entries keep float32 instead.
+            torch.bfloat16, torch.int8 or `"int4"`. A row of c entries takes c + 2⌈c/32⌉
+            bytes in 8 bits and ⌈c/2⌉ + 2⌈c/32⌉ in 4, which is 1.0625 and 0.5625 per
+            entry where 32 divides c; parameters of one dimension or of less than 4096
+            entries keep float32 instead. FSDP1's slices cannot be coded: refused.
         stochastic_rounding: whether results in bfloat16 and in codes round
-            stochastically. None means yes.
+            stochastically. None means yes. Weights in float16 always round to the
+            nearest, so that steps of less than half their spacing are lost.
 
     Raises:
         TypeError: an argument is of the wrong kind, or a parameter is complex or
@@ -136,7 +140,7 @@ class SGDSaI(Optimizer):
             self.param_groups.pop()
             raise
         if group["scaling"] == "gsnr_max":
-            group.setdefault("gsnr_max", 0.0)
+            group.setdefault("gsnr_max", held_largest(self.param_groups))
         self._shapes.update(p.shape for p in group["params"])
 
     @overload
@@ -156,10 +160,11 @@ class SGDSaI(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            RuntimeError: a gradient is sparse, or an execution that was asked for does
-                not exist.
+            RuntimeError: a gradient is sparse, a parameter has changed its shape, or an
+                execution or a state dtype that was asked for does not exist for it.
+                Then no parameter has changed.
             ValueError: a scaling callable returns a scale that is not positive and
-                finite.
+                finite as float32.
         """
         loss = None
         if closure is not None:
@@ -186,7 +191,7 @@ class SGDSaI(Optimizer):
         """
         if group["scaling"] == "gsnr_max":
             raise ValueError("scaling must not be 'gsnr_max' in step_parameter")
-        for work in self._plan(only=p):
+        for work in self._plan([(group, [p])]):
             work.run()
 
     def state_dict(self) -> StateDict:
@@ -211,7 +216,8 @@ class SGDSaI(Optimizer):
             state_dict: what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: the param groups do not match.
+            ValueError: the param groups do not match, or the state is another
+                optimizer's or does not fit its parameters. Then nothing changes.
         """
         hook = self.register_load_state_dict_pre_hook(
             lambda _, loaded: loading.keep(loaded)
@@ -224,53 +230,51 @@ class SGDSaI(Optimizer):
     def assign_scales(self, scales: Mapping[Tensor, float]) -> None:
         """Set the scales of some parameters; :func:`saiopt.set_scales` names them.
 
+        A frozen parameter gets a state to remember its scale in.
+
         Args:
             scales: s by parameter, 0 to calibrate at the next usable gradient.
         """
-        self._prepare()
+        self._prepare({param for param, scale in scales.items() if scale > 0})
         for param, scale in scales.items():
-            waits = param in self._pending
-            self.state[param]["scale"].fill_(-scale if waits else scale)
+            if self.state.get(param):
+                waits = param in self._pending
+                self.state[param]["scale"].fill_(-scale if waits else scale)
         self._find_pending()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         held_state = self.__dict__.get("state", {})
         held_groups = self.__dict__.get("param_groups", [])
-        super().__setstate__(state)
-        self.state = defaultdict(dict, loading.unwrap(self.state, held_state))
+        loaded = loading.unwrap(state.get("state", {}), held_state)
+        loading.check(loaded)
+        super().__setstate__({**state, "state": defaultdict(dict, loaded)})
         loading.fill_in(self.param_groups, held_groups, self.defaults)
-        self._shapes = {p.shape for p, _ in self._params()}
+        self._shapes = {p.shape for g in self.param_groups for p in g["params"]}
         self._find_pending()
 
     def _find_pending(self) -> None:
         """Read from the state which blocks have not begun."""
-        scales = {p: entry["scale"].item() for p, entry in self.state.items()}
+        scales = {p: entry["scale"].item() for p, entry in self.state.items() if entry}
         self._pending = {p: -scale for p, scale in scales.items() if scale <= 0}
 
-    def _params(self) -> Iterator[tuple[Tensor, dict[str, Any]]]:
-        for group in self.param_groups:
-            for param in group["params"]:
-                yield param, group
+    def _members(self) -> Members:
+        return [(g, g["params"]) for g in self.param_groups if g["params"]]
 
     # Everything that depends on the host, and reads the device while blocks wait, is
     # not for the compiler to trace; what it returns is tensors and operations on them.
     # The public `torch.compiler.disable` would import the whole compiler here.
     @torch._disable_dynamo
-    def _plan(self, only: Tensor | None = None) -> list[Work]:
-        """Calibrate what can be; return the updates of all blocks, or of one."""
-        members = [
-            (group, [p for p in group["params"] if only is None or p is only])
-            for group in self.param_groups
-        ]
+    def _plan(self, members: Members | None = None) -> list[Work]:
+        """Calibrate what can be; return the updates of some blocks, or of all."""
+        members = self._members() if members is None else members
         # Whatever can be refused is refused before anything changes.
         executions = [
             choose(params, foreach=group["foreach"], fused=group["fused"])
             for group, params in members
         ]
-        if only is None or only not in self.state:
+        preparation.check(members, self.state, self._shapes)
+        if not preparation.are_complete(members, self.state):
             self._prepare()
-        else:
-            options.check_grad(only)
         waiting = self._pending
         begun = begin_pending(members, self.state, waiting, self.param_groups)
         for param in begun:
@@ -283,17 +287,8 @@ class SGDSaI(Optimizer):
             )
         ]
 
-    def _prepare(self) -> None:
-        """Give a state to every parameter that may train and has none."""
-        for ordinal, (param, group) in enumerate(self._params()):
-            options.check_grad(param)
-            entry = self.state.get(param)
-            if entry is None:
-                if param.requires_grad or param.grad is not None:
-                    options.check_shape(param, self._shapes)
-                    self.state[param] = state.allocate(param, group, ordinal)
-                    self._pending[param] = 0.0
-            elif state.complete(entry, param, group, ordinal):
-                # The momentum was 0 until now: it starts at the next gradient.
-                entry["scale"].abs_().neg_()
-                self._pending[param] = -entry["scale"].item()
+    def _prepare(self, also: Collection[Tensor] = ()) -> None:
+        """Give a complete state to every parameter that may train."""
+        members = self._members()
+        preparation.check(members, self.state, self._shapes)
+        preparation.prepare(members, self.state, self._pending, also)

@@ -122,10 +122,18 @@ def check_grad(param: Tensor) -> None:
         param: the parameter, with or without a gradient.
 
     Raises:
-        RuntimeError: the gradient is sparse.
+        RuntimeError: the gradient is sparse, or not of the parameter's shape.
     """
-    if param.grad is not None and param.grad.layout != torch.strided:
-        raise RuntimeError(f"gradients must be dense, got {param.grad.layout}")
+    grad = param.grad
+    if grad is None:
+        return
+    if grad.layout != torch.strided:
+        raise RuntimeError(f"gradients must be dense, got {grad.layout}")
+    if grad.shape != param.shape:
+        raise RuntimeError(
+            "gradients must have the shapes of their parameters, "
+            f"got {tuple(grad.shape)} for {tuple(param.shape)}"
+        )
 
 
 def _check_lr(lr: object) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .fsdp1 import is_slice
+
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Split a model's trainable parameters into those that decay and those that do not.
@@ -22,7 +24,8 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         Param groups for an optimizer, without empty ones: `params`, `weight_decay`.
 
     Raises:
-        ValueError: the model has no parameter that requires a gradient.
+        ValueError: the model has no parameter that requires a gradient, or FSDP1 keeps
+            slices of its parameters, which all have one dimension.
 
     Example:
         >>> groups = decay_groups(nn.Linear(3, 2), weight_decay=0.1)
@@ -32,6 +35,11 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("model must have a parameter that requires a gradient")
+    if any(is_slice(p) for p in trainable):
+        raise ValueError(
+            "model must not be sliced by FullyShardedDataParallel, which leaves one "
+            "dimension of every parameter: choose the groups by name"
+        )
     return split_by_decay(trainable, weight_decay)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,8 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Variable
+from torch.utils.hooks import RemovableHandle
 
+from .fsdp1 import is_flattened
 from .optimizer import SGDSaI
+from .sharding import is_dtensor
 
 
 class ReleaseHandle:
@@ -25,10 +28,9 @@ class ReleaseHandle:
         self._reduced_late: set[Tensor] | None = None
         self._waiting: list[Callable[[], None]] = []
         self._hooks = [
-            param.register_post_accumulate_grad_hook(self._hook(group, i))
+            _hook_on_gradient(param, self._hook(group, i))
             for group in optimizer.param_groups
             for i, param in enumerate(group["params"])
-            if param.requires_grad
         ]
 
     def remove(self) -> None:
@@ -65,6 +67,7 @@ class ReleaseHandle:
             if self._reduced_late is None:
                 _refuse_grad_scaler()
                 self._reduced_late = _ddp_params()
+                _refuse_frozen_heap(self._optimizer, self._reduced_late)
             if param in self._reduced_late:
                 self._wait(lambda: step(param))
             else:
@@ -96,7 +99,8 @@ def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
     gradients of a few parameters instead of all: with float32 weights and momentum, 8
     bytes per parameter instead of 12. `optimizer.step()` then finds no gradient and
     does nothing. Works in a single process, with FSDP2, and with DDP, whose buckets
-    keep all gradients, so that nothing is saved there.
+    keep all gradients, so that nothing is saved there. Parameters that are frozen now
+    step as soon as they get gradients.
 
     What needs all gradients before the first step cannot work with it: clipping by the
     global norm finds no gradient (it returns 0), `scaling="gsnr_max"` and a GradScaler
@@ -110,6 +114,8 @@ def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
         A handle with `remove()` and `paused()`.
 
     Raises:
+        RuntimeError: the model is wrapped by FSDP1. In the first backward pass: a
+            GradScaler is in use, or `gc.freeze()` may hide DDP.
         TypeError: the optimizer is not SGDSaI.
         ValueError: a group scales by `"gsnr_max"`.
 
@@ -128,11 +134,29 @@ def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
             "scaling must not be 'gsnr_max' when stepping during backward: it needs "
             "the gradients of all blocks before the first step"
         )
+    if any(is_flattened(p) for g in optimizer.param_groups for p in g["params"]):
+        raise RuntimeError(
+            "step_in_backward must not be used with FullyShardedDataParallel, where "
+            "original parameters never see their gradients accumulate: use fully_shard"
+        )
     return ReleaseHandle(optimizer)
 
 
+def _hook_on_gradient(param: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
+    """Register a hook that outlives freezing; torch takes none while frozen."""
+    trains = param.requires_grad
+    try:
+        return param.requires_grad_(True).register_post_accumulate_grad_hook(hook)
+    finally:
+        param.requires_grad_(trains)
+
+
 def _refuse_grad_scaler() -> None:
-    """Raise where gradients may be scaled: unscaling would come after the steps."""
+    """Raise where gradients may be scaled: unscaling would come after the steps.
+
+    One that `gc.freeze()` hides is not found here: its own `step` raises, having found
+    no gradient to unscale.
+    """
     for scaler in _live_objects(torch.amp.GradScaler):
         if scaler.is_enabled() and scaler._scale is not None:
             raise RuntimeError(
@@ -149,6 +173,23 @@ def _ddp_params() -> set[Tensor]:
 
     modules = _live_objects(DistributedDataParallel)
     return {param for module in modules for param in module._module_parameters}
+
+
+def _refuse_frozen_heap(optimizer: SGDSaI, reduced: Container[Tensor]) -> None:
+    """Raise where DDP may be hidden: the gradients would be those of one rank."""
+    if gc.get_freeze_count() == 0 or not _has_ranks():
+        return
+    params = (p for group in optimizer.param_groups for p in group["params"])
+    if any(p.requires_grad and not is_dtensor(p) and p not in reduced for p in params):
+        raise RuntimeError(
+            "gc.freeze() must not hide DistributedDataParallel from step_in_backward: "
+            "call it after the first backward pass"
+        )
+
+
+def _has_ranks() -> bool:
+    ready = dist.is_available() and dist.is_initialized()
+    return ready and dist.get_world_size() > 1
 
 
 def _live_objects(kind: type) -> list[Any]:

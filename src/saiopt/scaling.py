@@ -64,7 +64,7 @@ def scales(scaling: Scaling, moments: Moments, eps: float) -> Tensor:
         ValueError: a callable returns another shape than the moments have.
     """
     if callable(scaling):
-        result = torch.as_tensor(scaling(moments), dtype=torch.float64)
+        result = torch.as_tensor(scaling(moments), dtype=torch.float64, device="cpu")
         if result.shape != moments.numel.shape:
             raise ValueError(
                 "scaling must return one scale per block, shape "

@@ -9,7 +9,6 @@ elementwise and runs on the local entries.
 
 from __future__ import annotations
 
-import gc
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from .fsdp1 import slicing_group
 from .moments import Moments, measure, merge
 from .update import Block
 
@@ -34,6 +33,21 @@ class _Shards(NamedTuple):
     device: torch.device
 
 
+def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Tell whether a tensor is a DTensor.
+
+    Args:
+        tensor: any tensor.
+
+    Returns:
+        Whether it is.
+    """
+    # The class is looked up, not imported: importing it takes a second, and where
+    # nobody has, no tensor is one.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def local_entries(tensor: Tensor) -> Tensor:
     """Return the entries of a tensor that live on this rank.
 
@@ -43,7 +57,7 @@ def local_entries(tensor: Tensor) -> Tensor:
     Returns:
         The local shard of a DTensor, sharing its memory; other tensors themselves.
     """
-    return tensor.to_local() if _is_dtensor(tensor) else tensor
+    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def local_grad(param: Tensor) -> Tensor | None:
@@ -62,9 +76,9 @@ def local_grad(param: Tensor) -> Tensor | None:
         RuntimeError: the parameter is a DTensor and its gradient is not.
     """
     grad = param.grad
-    if grad is None or not _is_dtensor(param):
+    if grad is None or not is_dtensor(param):
         return grad
-    if not _is_dtensor(grad):
+    if not is_dtensor(grad):
         raise RuntimeError("gradients of DTensor parameters must be DTensors")
     if grad.placements != param.placements:
         grad = grad.redistribute(param.device_mesh, param.placements)
@@ -105,7 +119,7 @@ def zeros_beside(param: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Ten
     Returns:
         Contiguous zeros, a DTensor with the parameter's placements if it is one.
     """
-    if not _is_dtensor(param):
+    if not is_dtensor(param):
         return torch.zeros(shape, dtype=dtype, device=param.device)
     local = param.to_local()
     cols, local_cols = (math.prod(t.shape[1:]) for t in (param, local))
@@ -124,6 +138,24 @@ def zeros_beside(param: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Ten
     )
 
 
+def lie_alike(tensor: Tensor, param: Tensor) -> bool:
+    """Tell whether a tensor is distributed over the ranks as a parameter is.
+
+    Args:
+        tensor: of the parameter's shape, or in proportion to it.
+        param: the parameter.
+
+    Returns:
+        True where the local entries of both belong together.
+    """
+    if not (is_dtensor(tensor) and is_dtensor(param)):
+        return is_dtensor(tensor) == is_dtensor(param)
+    if tensor.placements != param.placements:
+        return False
+    meshes = (tensor.device_mesh, param.device_mesh)
+    return meshes[0] is meshes[1] or meshes[0].shape == meshes[1].shape
+
+
 def hold_whole_groups(param: Tensor, group_size: int) -> bool:
     """Tell whether no group of a row's neighbours lies on several ranks.
 
@@ -135,7 +167,7 @@ def hold_whole_groups(param: Tensor, group_size: int) -> bool:
         True where every rank has whole rows, or equal parts of them that consist of
         whole groups.
     """
-    if not _is_dtensor(param):
+    if not is_dtensor(param):
         return True
     parts = 1
     for mesh_dim, placement in enumerate(param.placements):
@@ -178,7 +210,8 @@ def measure_blocks(params: Sequence[Tensor]) -> Moments:
         for shards in _shards(param):
             stages.setdefault(shards, []).append(i)
     for shards, rows in stages.items():
-        moments = _merge_over_ranks(moments, torch.tensor(rows), shards)
+        chosen = torch.tensor(rows, device="cpu")
+        moments = _merge_over_ranks(moments, chosen, shards)
     return moments
 
 
@@ -209,9 +242,9 @@ def _merge_over_ranks(moments: Moments, rows: Tensor, shards: _Shards) -> Moment
     gathered = [torch.empty_like(own) for _ in range(world)]
     dist.all_gather(gathered, own, group=shards.group)
     numel, mean, squared = torch.stack(gathered).cpu().unbind(1)
-    owners = torch.arange(len(rows)).repeat(world)
+    owners = torch.arange(len(rows), device="cpu").repeat(world)
     parts = Moments(
-        numel.reshape(-1), mean.reshape(-1), squared.reshape(-1), torch.zeros(())
+        numel.reshape(-1), mean.reshape(-1), squared.reshape(-1), moments.spacing
     )
     merged = merge(owners, parts, moments.spacing[rows])
     return Moments(
@@ -229,13 +262,10 @@ def _grad_or_nothing(param: Tensor) -> Tensor:
 
 def _shards(param: Tensor) -> tuple[_Shards, ...]:
     """Return the groups over which parts of a block lie, one per sharding mesh axis."""
-    if _is_dtensor(param):
+    if is_dtensor(param):
         return tuple(_dtensor_shards(param))
-    if dist.is_available() and dist.is_initialized():
-        group = _fsdp1_group(param)
-        if group is not None:
-            return (_Shards(group, param.device),)
-    return ()
+    group = slicing_group(param)
+    return () if group is None else (_Shards(group, param.device),)
 
 
 def _dtensor_shards(param: DTensor) -> Iterator[_Shards]:
@@ -243,32 +273,3 @@ def _dtensor_shards(param: DTensor) -> Iterator[_Shards]:
     for axis, placement in enumerate(param.placements):
         if not placement.is_replicate() and mesh.size(axis) > 1:
             yield _Shards(mesh.get_group(axis), torch.device(mesh.device_type))
-
-
-def _is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
-    # The class is looked up, not imported: importing it takes a second, and where
-    # nobody has, no tensor is one.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
-
-
-# Process group by parameter, or None.
-_fsdp1_groups = WeakTensorKeyDictionary()
-
-
-def _fsdp1_group(param: Tensor) -> dist.ProcessGroup | None:
-    """Return the group over which FSDP1 sliced an original parameter, if it did.
-
-    A slice bears no mark and knows neither its whole nor its group: only FSDP1's
-    handles do, and only the garbage collector knows all of those.
-    """
-    module = sys.modules.get("torch.distributed.fsdp._flat_param")
-    if module is None:
-        return None
-    if param not in _fsdp1_groups:
-        _fsdp1_groups[param] = None
-        for handle in gc.get_objects():
-            if type(handle) is module.FlatParamHandle and handle.uses_sharded_strategy:
-                for original in handle.flat_param._params or ():
-                    _fsdp1_groups[original] = handle.process_group
-    return _fsdp1_groups[param]

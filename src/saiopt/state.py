@@ -15,21 +15,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from .fsdp1 import is_slice
 from .low_bit import buffer_shape, code_of, scale_shape
-from .sharding import hold_whole_groups, zeros_beside
+from .sharding import hold_whole_groups, lie_alike, zeros_beside
+from .update import matrix_shape
 
 # Smaller blocks keep their momentum in float32, and so do those of one dimension:
 # together they are hardly any memory, and they are the sensitive ones.
 _SMALLEST_CODED = 4096
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CODE_DTYPES = {"int8": torch.int8, "int4": torch.uint8}
+
+
+class _Form(NamedTuple):
+    """Hold the shape and the dtype of a tensor, over all ranks."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+_SCALE = _Form(torch.Size(()), torch.float32)
+_SEED = _Form(torch.Size(()), torch.int32)
 
 
 def allocate(
@@ -44,6 +56,9 @@ def allocate(
 
     Returns:
         The state by key.
+
+    Raises:
+        RuntimeError: see :func:`momentum`.
     """
     state = {"scale": torch.zeros((), dtype=torch.float32, device=param.device)}
     if options["momentum"] != 0:
@@ -51,6 +66,24 @@ def allocate(
     if _rounds_stochastically(param, options):
         state["rounding_seed"] = _first_seed(param, ordinal)
     return state
+
+
+def lacks(
+    entry: Mapping[str, Tensor], param: Tensor, options: Mapping[str, Any]
+) -> bool:
+    """Tell whether :func:`complete` would add anything.
+
+    Args:
+        entry: the state by key.
+        param: the parameter.
+        options: its group's options by name.
+
+    Returns:
+        True where the present options need more than the state has.
+    """
+    if options["momentum"] != 0 and "momentum_buffer" not in entry:
+        return True
+    return "rounding_seed" not in entry and _rounds_stochastically(param, options)
 
 
 def complete(
@@ -69,6 +102,9 @@ def complete(
 
     Returns:
         Whether the momentum was added.
+
+    Raises:
+        RuntimeError: see :func:`momentum`.
     """
     if "rounding_seed" not in entry and _rounds_stochastically(param, options):
         entry["rounding_seed"] = _first_seed(param, ordinal)
@@ -88,21 +124,72 @@ def momentum(param: Tensor, options: Mapping[str, Any]) -> dict[str, Tensor]:
     Returns:
         `momentum_buffer`, with the parameter's strides unless it holds codes, and
         `momentum_scale` where it does.
+
+    Raises:
+        RuntimeError: codes are asked for where FSDP1 has cut the rows to pieces.
     """
+    if options["state_dtype"] in _CODE_DTYPES and is_slice(param):
+        raise RuntimeError(
+            "state_dtype must be None, torch.float32 or torch.bfloat16 under "
+            "FullyShardedDataParallel, whose slices have no rows to code, "
+            f"got {options['state_dtype']}: use fully_shard"
+        )
     dtype = _momentum_dtype(param, options)
     if dtype not in _CODE_DTYPES.values():
         buffer = torch.zeros_like(
             param, dtype=dtype, memory_format=torch.preserve_format
         )
         return {"momentum_buffer": buffer}
-    code, cols = code_of(dtype), math.prod(param.shape[1:])
-    packed = buffer_shape(code, param.shape[0], cols)
-    scales = scale_shape(code, param.shape[0], cols)
     return {
-        "momentum_buffer": zeros_beside(
-            param, param.shape if code.bits == 8 else packed, dtype
-        ),
-        "momentum_scale": zeros_beside(param, scales, torch.bfloat16),
+        key: zeros_beside(param, form.shape, form.dtype)
+        for key, form in _momentum_forms(param, dtype).items()
+    }
+
+
+def misfit(entry: Mapping[str, object], param: Tensor) -> str:
+    """Return why a state cannot be that of a parameter, "" if it can.
+
+    The kernels are given addresses, and believe the parameter's size.
+
+    Args:
+        entry: the state by key.
+        param: the parameter.
+
+    Returns:
+        A sentence, or "".
+    """
+    forms = {"scale": _SCALE}
+    if "rounding_seed" in entry:
+        forms["rounding_seed"] = _SEED
+    buffer = entry.get("momentum_buffer")
+    if isinstance(buffer, Tensor):
+        forms |= _momentum_forms(param, buffer.dtype)
+    for key, form in forms.items():
+        held = entry.get(key)
+        if not isinstance(held, Tensor):
+            return f"{key} must be a tensor, got {held}"
+        if (held.shape, held.dtype) != form:
+            return (
+                f"{key} must be {form.dtype} of shape {tuple(form.shape)} for a "
+                f"parameter of shape {tuple(param.shape)}, got {held.dtype} of shape "
+                f"{tuple(held.shape)}"
+            )
+        if key.startswith("momentum") and not lie_alike(held, param):
+            return f"{key} must be distributed over the ranks as its parameter is"
+    return ""
+
+
+def _momentum_forms(param: Tensor, dtype: torch.dtype) -> dict[str, _Form]:
+    """Return what a momentum that is held in a dtype consists of."""
+    if dtype not in _CODE_DTYPES.values():
+        return {"momentum_buffer": _Form(param.shape, dtype)}
+    code = code_of(dtype)
+    rows, cols = matrix_shape(param)
+    packed = torch.Size(buffer_shape(code, rows, cols))
+    scales = torch.Size(scale_shape(code, rows, cols))
+    return {
+        "momentum_buffer": _Form(param.shape if code.bits == 8 else packed, dtype),
+        "momentum_scale": _Form(scales, torch.bfloat16),
     }
 
 

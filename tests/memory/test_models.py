@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 from saiopt.memory.models import KNOWN_MODELS, build_model
 
@@ -36,6 +37,17 @@ def test_a_hugging_face_config_builds_its_architecture(tmp_path, as_folder):
     assert model.config.n_embd == 8
 
 
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("names", [["GPT2LMHeadModel"], []])
+def test_a_hugging_face_config_sets_the_dtype_of_the_weights(tmp_path, key, names):
+    values = {"model_type": "gpt2", "n_embd": 8, "n_layer": 1, "n_head": 2}
+    values |= {"architectures": names, key: "bfloat16"}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(values))
+    dtypes = {p.dtype for p in build_model(str(path)).parameters()}
+    assert dtypes == {torch.bfloat16}
+
+
 def test_a_callable_is_imported_and_called_on_the_meta_device(tmp_path, monkeypatch):
     (tmp_path / "my_model.py").write_text(
         "from torch import nn\n\ndef build():\n    return nn.Linear(3, 2)\n"
@@ -61,7 +73,19 @@ def test_a_name_that_leads_to_no_model_is_refused(name, message):
         build_model(name)
 
 
-@pytest.mark.parametrize("text", ["not json", '{"model_type": "nothing"}', "{}", "[]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "not json",
+        '{"model_type": "nothing"}',
+        "{}",
+        "[]",
+        '{"model_type": "gpt2", "dtype": "bf17"}',
+        '{"model_type": "gpt2", "architectures": ["ViTForImageClassification"]}',
+        '{"model_type": "gpt2", "architectures": ["GPT2Config"]}',
+        '{"model_type": "gpt2", "architectures": [3]}',
+    ],
+)
 def test_a_file_that_is_no_config_is_refused(tmp_path, text):
     path = tmp_path / "config.json"
     path.write_text(text)

@@ -58,3 +58,12 @@ def test_a_refused_execution_changes_nothing(kernel):
         optimizer.step()
     assert torch.equal(weights, torch.ones(3))
     assert not optimizer.state
+
+
+def test_an_empty_group_has_no_say(kernel):
+    param = params()[0]
+    param.grad = torch.ones(3)
+    optimizer = SGDSaI([{"params": [param]}, {"params": [], "fused": True}])
+    optimizer.param_groups[0]["foreach"] = False
+    optimizer.step()
+    assert not torch.equal(param, torch.ones(3))

@@ -105,10 +105,10 @@ def build_model(name: str) -> nn.Module:
     """Build a model on the meta device.
 
     Args:
-        name: a key of :data:`KNOWN_MODELS`; or a Hugging Face ``config.json`` or a
-            folder with one; or ``package.module:callable``, where the callable takes no
-            argument and returns a module. Modules of the working directory can be
-            imported.
+        name: a key of :data:`KNOWN_MODELS`; or a Hugging Face ``config.json``, whose
+            dtype the weights take, or a folder with one; or
+            ``package.module:callable``, where the callable takes no argument and
+            returns a module. Modules of the working directory can be imported.
 
     Returns:
         The model, on the meta device unless a callable loads it elsewhere.
@@ -144,16 +144,20 @@ def _build_from_config(path: Path) -> nn.Module:
         values = json.loads(path.read_text())
         config = transformers.AutoConfig.for_model(**values)
         names = values.get("architectures") or ()
+        known = [getattr(transformers, name, None) for name in names]
+        if known and known[0] is not None:
+            # What the auto classes call: a bare constructor ignores the config's dtype.
+            return known[0]._from_config(config)
+        return transformers.AutoModel.from_config(config)
+    # A package that a model needs is not the file's fault.
+    except ImportError:
+        raise
     # A file can be wrong in as many ways as transformers has configs.
     except Exception as error:
         raise ValueError(
             "model must be a Hugging Face config.json that transformers can read, "
             f"got {path}: {_first_line(error)}"
         ) from error
-    known = [getattr(transformers, name, None) for name in names]
-    if known and known[0] is not None:
-        return known[0](config)
-    return transformers.AutoModel.from_config(config)
 
 
 def _build_from_callable(name: str) -> nn.Module:

@@ -3,5 +3,14 @@
 from .blocks import Block, Coefficients
 from .choice import Execution, choose
 from .reference import advance, decay
+from .tiles import matrix_shape
 
-__all__ = ["Block", "Coefficients", "Execution", "advance", "choose", "decay"]
+__all__ = [
+    "Block",
+    "Coefficients",
+    "Execution",
+    "advance",
+    "choose",
+    "decay",
+    "matrix_shape",
+]

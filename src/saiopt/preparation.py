@@ -1,0 +1,95 @@
+"""Which parameters need a state, and whether what they have still fits them."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import options, state
+
+Members = Sequence[tuple[dict[str, Any], Sequence[Tensor]]]
+
+
+def check(
+    members: Members,
+    states: Mapping[Tensor, Mapping[str, Tensor]],
+    shapes: Container[torch.Size],
+) -> None:
+    """Check that gradients and states belong to their parameters.
+
+    Args:
+        members: param groups, and some of their parameters.
+        states: the state of each parameter that has one.
+        shapes: of the parameters that the optimizer was given.
+
+    Raises:
+        RuntimeError: a gradient is sparse, or a shape has changed.
+    """
+    for _, params in members:
+        for param in params:
+            options.check_grad(param)
+            entry = states.get(param)
+            if entry:
+                problem = state.misfit(entry, param)
+                if problem:
+                    raise RuntimeError(f"params must fit their state: {problem}")
+            elif _trains(param):
+                options.check_shape(param, shapes)
+
+
+def are_complete(
+    members: Members, states: Mapping[Tensor, Mapping[str, Tensor]]
+) -> bool:
+    """Tell whether no parameter lacks a state, or a part of it.
+
+    Args:
+        members: param groups, and some of their parameters.
+        states: the state of each parameter that has one.
+
+    Returns:
+        False where :func:`prepare` has something to do.
+    """
+    for group, params in members:
+        for param in params:
+            entry = states.get(param)
+            if state.lacks(entry, param, group) if entry else _trains(param):
+                return False
+    return True
+
+
+def prepare(
+    members: Members,
+    states: MutableMapping[Tensor, dict[str, Tensor]],
+    pending: MutableMapping[Tensor, float],
+    also: Container[Tensor] = (),
+) -> None:
+    """Give a complete state to every parameter that may train.
+
+    Args:
+        members: all param groups with all their parameters.
+        states: the state of each parameter, changed in place.
+        pending: the preset scale of each parameter that has not begun, 0 for none,
+            changed in place: those whose momentum is new join it.
+        also: frozen parameters that need a state too.
+
+    Raises:
+        RuntimeError: see :func:`saiopt.state.momentum`.
+    """
+    pairs = ((param, group) for group, params in members for param in params)
+    for ordinal, (param, group) in enumerate(pairs):
+        entry = states.get(param)
+        if not entry:
+            if _trains(param) or param in also:
+                states[param] = state.allocate(param, group, ordinal)
+                pending[param] = 0.0
+        elif state.complete(entry, param, group, ordinal):
+            # The momentum was 0 until now: it starts at the next gradient.
+            entry["scale"].abs_().neg_()
+            pending[param] = -entry["scale"].item()
+
+
+def _trains(param: Tensor) -> bool:
+    return param.requires_grad or param.grad is not None
