@@ -238,3 +238,32 @@ def test_empty_entries_and_those_of_no_parameter_are_dropped():
     optimizer.load_state_dict(saved)
     assert list(optimizer.state) == [model.weight]
     assert get_scales(optimizer, model) == {"weight": 2.0, "bias": 0.0}
+
+
+def test_state_that_a_wrapper_puts_in_place_is_read() -> None:
+    saved, loaded = (
+        SGDSaI([nn.Parameter(torch.ones(64))], lr=0.1, weight_decay=0.0)
+        for _ in range(2)
+    )
+    [[param]] = (group["params"] for group in saved.param_groups)
+    param.grad = torch.zeros(64)
+    saved.step()
+    # As ZeroRedundancyOptimizer does: no load_state_dict of ours is called.
+    [[other]] = (group["params"] for group in loaded.param_groups)
+    loaded.state[other] = {k: v.clone() for k, v in saved.state[param].items()}
+    grad = torch.randn(64)
+    for optimizer, p in ((saved, param), (loaded, other)):
+        p.grad = grad.clone()
+        optimizer.step()
+    assert loaded.state[other]["scale"] > 0
+    assert torch.equal(param, other)
+
+
+def test_a_buffer_of_another_shape_that_is_put_in_place_is_refused() -> None:
+    param = nn.Parameter(torch.ones(64))
+    optimizer = SGDSaI([param], lr=0.1)
+    param.grad = torch.randn(64)
+    optimizer.step()
+    optimizer.state[param]["momentum_buffer"] = torch.zeros(32)
+    with pytest.raises(RuntimeError, match=r"momentum_buffer must be .* \(64,\)"):
+        optimizer.step()

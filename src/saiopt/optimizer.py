@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT, StateDict
 from . import loading, options, preparation
 from .calibration import begin_pending, held_largest
 from .plan import Work, plan_group
-from .preparation import Members
+from .preparation import Known, Members
 from .scaling import Scaling
 from .update import choose
 
@@ -85,6 +85,8 @@ class SGDSaI(Optimizer):
     _pending: dict[Tensor, float]
     # The shapes of the blocks that were given: others are flattened or cut ones.
     _shapes: set[torch.Size]
+    # The state that `_pending` was derived from: wrappers may put other entries there.
+    _known: Known
 
     def __init__(
         self,
@@ -114,7 +116,7 @@ class SGDSaI(Optimizer):
             "stochastic_rounding": stochastic_rounding,
         }
         options.check(defaults)
-        self._pending, self._shapes = {}, set()
+        self._pending, self._shapes, self._known = {}, set(), {}
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -256,6 +258,7 @@ class SGDSaI(Optimizer):
         """Read from the state which blocks have not begun."""
         scales = {p: entry["scale"].item() for p, entry in self.state.items() if entry}
         self._pending = {p: -scale for p, scale in scales.items() if scale <= 0}
+        self._known = preparation.known(self.state)
 
     def _members(self) -> Members:
         return [(g, g["params"]) for g in self.param_groups if g["params"]]
@@ -272,7 +275,7 @@ class SGDSaI(Optimizer):
             choose(params, foreach=group["foreach"], fused=group["fused"])
             for group, params in members
         ]
-        preparation.check(members, self.state, self._shapes)
+        self._check(members)
         if not preparation.are_complete(members, self.state):
             self._prepare()
         waiting = self._pending
@@ -290,5 +293,10 @@ class SGDSaI(Optimizer):
     def _prepare(self, also: Collection[Tensor] = ()) -> None:
         """Give a complete state to every parameter that may train."""
         members = self._members()
-        preparation.check(members, self.state, self._shapes)
+        self._check(members)
         preparation.prepare(members, self.state, self._pending, also)
+        self._known = preparation.known(self.state)
+
+    def _check(self, members: Members) -> None:
+        if preparation.check(members, self.state, self._shapes, self._known):
+            self._find_pending()

@@ -11,33 +11,64 @@ from torch import Tensor
 from . import options, state
 
 Members = Sequence[tuple[dict[str, Any], Sequence[Tensor]]]
+# By parameter, the entry of its state that was checked, the buffer in it, and the
+# parameter's shape then.
+Known = Mapping[Tensor, tuple[Mapping[str, Tensor], Tensor | None, torch.Size]]
 
 
 def check(
     members: Members,
     states: Mapping[Tensor, Mapping[str, Tensor]],
     shapes: Container[torch.Size],
-) -> None:
+    known: Known,
+) -> bool:
     """Check that gradients and states belong to their parameters.
 
     Args:
         members: param groups, and some of their parameters.
         states: the state of each parameter that has one.
         shapes: of the parameters that the optimizer was given.
+        known: what has been checked before and is taken to be as it was.
+
+    Returns:
+        Whether a parameter has another state than is known: ZeroRedundancyOptimizer
+        loads by putting its own there.
 
     Raises:
         RuntimeError: a gradient is sparse, or a shape has changed.
     """
+    has_news = False
     for _, params in members:
         for param in params:
             options.check_grad(param)
             entry = states.get(param)
             if entry:
+                held, buffer, shape = known.get(param, (None, None, None))
+                is_same = entry is held and entry.get("momentum_buffer") is buffer
+                if is_same and param.shape == shape:
+                    continue
+                has_news = True
                 problem = state.misfit(entry, param)
                 if problem:
                     raise RuntimeError(f"params must fit their state: {problem}")
             elif _trains(param):
                 options.check_shape(param, shapes)
+    return has_news
+
+
+def known(states: Mapping[Tensor, Mapping[str, Tensor]]) -> Known:
+    """Return what :func:`check` need not check again.
+
+    Args:
+        states: the state of each parameter.
+
+    Returns:
+        The entries with their parameters' shapes.
+    """
+    return {
+        param: (entry, entry.get("momentum_buffer"), param.shape)
+        for param, entry in states.items()
+    }
 
 
 def are_complete(
