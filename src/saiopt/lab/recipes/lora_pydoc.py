@@ -92,7 +92,7 @@ def lora_pydoc() -> Recipe:
             "sgd": 1e-1,
             "sgdm-decoupled": 5e-1,
             "sgdsai-shuffled": 2e-2,
-            "scaled-gd": 2e-2,
+            "scaled-gd": 2e-1,
             "scaled-adamw": 1e-2,
             "sgdsai-frozen-a": 1e-2,
             "adamw-frozen-a": 1e-2,
