@@ -15,7 +15,8 @@ class SourceText:
 
     Args:
         train: Text for training.
-        held_out: Text of the files that training never sees.
+        held_out: Text of the files that training never sees, though tables of code
+            pages repeat each other.
         fingerprint: Hash of both, since the text differs between Python versions.
     """
 
