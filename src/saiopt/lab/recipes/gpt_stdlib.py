@@ -84,6 +84,7 @@ def gpt_stdlib() -> Recipe:
             "sgdsai-gsnr-max": 1.0,
             "sgdsai-shuffled": 1e-1,
             "adam": 2e-3,
+            "adam-mini": 2e-3,
             "adafactor": 5e-2,
             "lion": 5e-4,
             "muon": 1e-2,
