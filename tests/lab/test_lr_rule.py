@@ -1,9 +1,10 @@
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from saiopt.lab.lr_rule import propose
+from saiopt.lab.lr_rule import known_lr_of, propose
 from saiopt.lab.recipes import get_recipe
 
 CPU = torch.device("cpu")
@@ -41,9 +42,17 @@ def test_first_updates_are_as_large_as_the_formula_says(task):
         ({"known_lr": math.inf}, "known_lr must be positive and finite, got inf"),
         ({"gradients": 0}, "gradients must be at least 1, got 0"),
         ({"known": "nosuch"}, "optimizer must be one of"),
+        ({"known": "prodigy"}, "optimizer and known must not be prodigy"),
     ],
 )
 def test_bad_arguments_are_refused(task, arguments, sentence):
     given = {"known": "adamw", "known_lr": 1e-3, "gradients": 1} | arguments
     with pytest.raises(ValueError, match=sentence):
         propose(RECIPE, task, "sgdsai", device=CPU, **given)
+
+
+def test_a_known_learning_rate_is_the_recipes_or_adamws_usual_one():
+    assert known_lr_of(RECIPE, "adamw") == RECIPE.lrs["adamw"]
+    assert known_lr_of(dataclasses.replace(RECIPE, lrs={}), "adamw") == 1e-3
+    with pytest.raises(ValueError, match="known_lr must be given for lion"):
+        known_lr_of(RECIPE, "lion")

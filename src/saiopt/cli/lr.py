@@ -26,7 +26,10 @@ class Lr(Choice):
     known: Annotated[str, arg(metavar="NAME")] = "adamw"
     known_lr: Annotated[
         float | None,
-        arg(metavar="LR", help_behavior_hint="(default: the recipe's, else 0.001)"),
+        arg(
+            metavar="LR",
+            help_behavior_hint="(default: the recipe's, for adamw else 0.001)",
+        ),
     ] = None
     gradients: Annotated[int, arg(metavar="N")] = 20
     seed: Annotated[int, arg(metavar="N")] = 0
@@ -35,7 +38,7 @@ class Lr(Choice):
         """Measure and print."""
         recipe = recipe_of(self)
         device = device_of(self)
-        from saiopt.lab.lr_rule import USUAL_ADAMW_LR, propose
+        from saiopt.lab.lr_rule import known_lr_of, propose
         from saiopt.lab.optimizers import get_optimizer
 
         with refusing(ValueError, FileNotFoundError):
@@ -43,7 +46,7 @@ class Lr(Choice):
             get_optimizer(self.known)
             known_lr = self.known_lr
             if known_lr is None:
-                known_lr = recipe.lrs.get(self.known, USUAL_ADAMW_LR)
+                known_lr = known_lr_of(recipe, self.known)
             found = propose(
                 recipe,
                 recipe.task.load(),

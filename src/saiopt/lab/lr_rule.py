@@ -13,6 +13,8 @@ from saiopt.lab.task import Task
 
 # What AdamW is commonly begun with, where nothing is known.
 USUAL_ADAMW_LR = 1e-3
+# They find the size of their steps while they train, and begin with almost none.
+_FREE_OF_LR = frozenset({"prodigy"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,29 @@ class Proposal:
     known: str
     known_lr: float
     known_update: float
+
+
+def known_lr_of(recipe: Recipe, known: str) -> float:
+    """Return the learning rate that an optimizer is known to have on a recipe.
+
+    Args:
+        recipe: Whose swept learning rates count.
+        known: Name of the optimizer.
+
+    Returns:
+        The swept one, or the usual one of AdamW.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if known in recipe.lrs:
+        return recipe.lrs[known]
+    if known != "adamw":
+        raise ValueError(
+            f"known_lr must be given for {known}, of which no learning rate is known "
+            f"on {recipe.name}"
+        )
+    return USUAL_ADAMW_LR
 
 
 def propose(
@@ -76,6 +101,12 @@ def propose(
         raise ValueError(f"known_lr must be positive and finite, got {known_lr}")
     if gradients < 1:
         raise ValueError(f"gradients must be at least 1, got {gradients}")
+    for name in (optimizer, known):
+        if name in _FREE_OF_LR:
+            raise ValueError(
+                f"optimizer and known must not be {name}, which estimates the size of "
+                "its steps while it trains"
+            )
     model = task.build_model(seed).to(device)
     # Decay is left out; the rate itself only sets where float32 rounds.
     optimizers = {
