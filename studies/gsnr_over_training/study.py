@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from saiopt.analysis.gsnr_plot import plot_gsnr_panels
 from saiopt.lab.outcome import Outcome
-from saiopt.lab.paired import Row, metric_of
+from saiopt.lab.paired import Row, compare_pairs, metric_of
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.study import Cell, results_of
 from saiopt.lab.study_options import parser, runs_of
@@ -160,6 +160,7 @@ def report(rows: list[Row], out: Path) -> None:
             f"first: median {statistics.median(ratios):.4f}, "
             f"largest {ratios[-1]:.3f}"
         )
+        print(f"{'':<17}over adamw: {compare_pairs(rows, recipe, *OPTIMIZERS)}")
         trained = [row for row in mine if row["optimizer"] == "sgdsai"]
         for name, value in correlations(trained).items():
             print(f"{'':<17}{name}: {value:+.2f}")
