@@ -39,6 +39,8 @@ def plot_differences(
                     mean, place, xerr=half_width, fmt="o", ms=5, color=COLORS[0]
                 )
             axes.axvline(0, color="#666666", lw=1)
+            # More labels than this run into each other where they have many digits.
+            axes.locator_params(axis="x", nbins=5)
             axes.set(
                 yticks=range(len(variants)),
                 yticklabels=list(variants) if axes in all_axes[::columns] else [],
