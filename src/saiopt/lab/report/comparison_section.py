@@ -28,7 +28,8 @@ def comparison_section(source: Source, prefix: str) -> tuple[str, str]:
         for row in rows
     ]
     html = picture(source.folder / "curves.svg", f"{metric['label']} by step", prefix)
-    columns = ("optimizer", "lr", "decay", metric["label"])
+    # The result beside the name, where a narrow screen shows it.
+    columns = ("optimizer", metric["label"], "lr", "decay")
     html += table(
         (*columns, "state B/param", "step ms", "time"),
         [_row(row) for row in rows],
@@ -42,9 +43,9 @@ def _row(row: Mapping[str, Any]) -> Sequence[str]:
     metric = row["metric"]
     return (
         row["optimizer"],
+        result_text(metric and Estimate(**metric), row["diverged"]),
         f"{row['lr']:g}",
         f"{row['weight_decay']:.3g}",
-        result_text(metric and Estimate(**metric), row["diverged"]),
         f"{row['state_bytes_per_parameter']:.2f}",
         milliseconds(row["step_seconds"]),
         duration(row["total_seconds"]),

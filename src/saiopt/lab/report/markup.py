@@ -5,6 +5,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+# Width in points of a picture with one panel.
+_ONE_PANEL = 560
+
 
 def table(
     columns: Sequence[str], rows: Iterable[Sequence[str]], best: int | None = None
@@ -81,7 +84,7 @@ def picture(path: Path, label: str, prefix: str) -> str:
     points = float(width.group(1)) if width else 500.0
     text = re.sub(r'(<svg [^>]*?)\s(?:width|height)="[\d.]+pt"', r"\1", text, count=1)
     text = re.sub(r'(<svg [^>]*?)\s(?:width|height)="[\d.]+pt"', r"\1", text, count=1)
-    style = f"max-width:{points * 4 / 3:.0f}px;min-width:{min(points, 520):.0f}px"
+    style = f"max-width:{points * 4 / 3:.0f}px;min-width:{_least_width(points)}px"
     text = text.replace(
         "<svg ", f"<svg role='img' aria-label='{escape(label)}' style='{style}' ", 1
     )
@@ -102,3 +105,8 @@ def best_index(values: Sequence[float | None], higher_is_better: bool) -> int | 
     if len(known) < 2:
         return None
     return values.index((max if higher_is_better else min)(known))
+
+
+def _least_width(points: float) -> int:
+    """Return the width below which a picture scrolls; one panel fits any screen."""
+    return 0 if points <= _ONE_PANEL else 520

@@ -34,6 +34,8 @@ th:first-child, td:first-child { text-align: left; padding-left: .25rem; }
 .best { font-weight: 650; background: var(--mark); }
 figure { padding: 0; }
 svg { display: block; width: 100%; height: auto; }
+@media (max-width: 40rem) { th, td { padding: .3rem .45rem; }
+  th { white-space: normal; vertical-align: bottom; } }
 summary { cursor: pointer; color: var(--link); margin: .5rem 0; }
 """
 
