@@ -6,6 +6,7 @@ figure beside this file. README.md says the question, the rule and the answer.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from saiopt.lab.paired import Row, compare_pairs, draw_gains, mean_metric
@@ -23,7 +24,7 @@ CONTROLS = {
 }
 
 
-def report(rows: list[Row], out: Path) -> None:
+def report(rows: Sequence[Row], out: Path) -> None:
     """Print means and paired gains, count verdicts, draw the gains."""
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))
     for recipe in recipes:

@@ -105,7 +105,8 @@ def correlations(rows: Sequence[Row]) -> dict[str, float]:
         }
         for name, (x, y) in pairs.items():
             if len(set(x)) > 1 and len(set(y)) > 1:
-                found.setdefault(name, []).append(float(spearmanr(x, y).statistic))
+                correlation: Any = spearmanr(x, y)
+                found.setdefault(name, []).append(float(correlation.statistic))
     return {name: statistics.fmean(values) for name, values in found.items()}
 
 
@@ -145,7 +146,7 @@ def standardised(values: Sequence[float]) -> list[float]:
     return [(value - mean) / (spread or 1.0) for value in values]
 
 
-def report(rows: list[Row], out: Path) -> None:
+def report(rows: Sequence[Row], out: Path) -> None:
     """Print constancy, correlations and prediction; draw every block's course."""
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))
     for recipe in recipes:

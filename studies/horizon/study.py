@@ -120,7 +120,7 @@ def finite(values: dict[int, float | None]) -> list[float]:
     return [value for value in values.values() if value is not None]
 
 
-def report(rows: list[Row], out: Path) -> None:
+def report(rows: Sequence[Row], out: Path) -> None:
     """Print the table and the paired gains; draw all optimizers over the horizons."""
     panels: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))

@@ -6,6 +6,7 @@ figure beside this file. README.md says the question, the rule and the answer.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from saiopt.lab.paired import Row, compare_pairs, draw_gains, mean_metric
@@ -30,7 +31,7 @@ PAIRS = (
 OPTIMIZERS = tuple(dict.fromkeys(name for pair in PAIRS for name in pair))
 
 
-def report(rows: list[Row], out: Path) -> None:
+def report(rows: Sequence[Row], out: Path) -> None:
     """Print means and paired gains, and draw the gains."""
     recipes = list(dict.fromkeys(row["recipe"] for row in rows))
     for recipe in recipes:

@@ -88,7 +88,7 @@ def report(rows: list[dict[str, Any]]) -> None:
             for r, found in errors.items()
         }
     paths = [HERE / f"errors.{suffix}" for suffix in ("png", "svg")]
-    labels = dict.fromkeys(OPTIMIZERS, "log₂(proposed / swept)")
+    labels: dict[str, str] = dict.fromkeys(OPTIMIZERS, "log₂(proposed / swept)")
     plot_differences(panels, intervals, labels, paths)
 
 

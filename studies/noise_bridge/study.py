@@ -33,11 +33,9 @@ def paired(found: list[Crossover], rule: str, control: str) -> dict[str, Any]:
         name: {c.seed: c.temperature for c in found if c.optimizer == name}
         for name in (rule, control)
     }
-    ratios = [
-        math.log2(by_rule[rule][seed] / by_rule[control][seed])
-        for seed in sorted(by_rule[rule])
-        if by_rule[rule][seed] and by_rule[control][seed]
-    ]
+    seeds = sorted(by_rule[rule])
+    pairs = [(by_rule[rule][seed], by_rule[control][seed]) for seed in seeds]
+    ratios = [math.log2(ours / theirs) for ours, theirs in pairs if ours and theirs]
     result: dict[str, Any] = {"rule": rule, "control": control, "n": len(ratios)}
     if len(ratios) > 1:
         interval = estimate(ratios)
@@ -52,17 +50,12 @@ def main() -> None:
     folder = open_cells(settings, images, Path("runs"), CPU)
     cells = plan(list(OPTIMIZERS), [ALPHA], TEMPERATURES, [SIZE], SEEDS)
     ended = itertools.count()
-    rows = train_cells(
-        settings,
-        cells,
-        images,
-        folder,
-        CPU,
-        lambda made, step: [
+
+    def observe(made: int, step: int) -> None:
+        for _ in range(made):
             print(f"{next(ended) + 1}/{len(cells)} at step {step}", flush=True)
-            for _ in range(made)
-        ],
-    )
+
+    rows = train_cells(settings, cells, images, folder, CPU, observe)
     found = crossovers(rows)
     answer = [
         paired(found, "sgdsai", "sgd"),

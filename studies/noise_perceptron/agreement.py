@@ -6,6 +6,7 @@ and the figure beside this file.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import ks_2samp
@@ -44,9 +45,10 @@ def main() -> None:
     result = {}
     for column, name in enumerate(QUANTITIES):
         events, plain = (both[kind][:, column] for kind in ("events", "plain"))
+        test: Any = ks_2samp(events, plain)
         result[name] = {
             "n": RUNS,
-            "p": float(ks_2samp(events, plain).pvalue),
+            "p": float(test.pvalue),
             "mean_log_ratio": float(np.log(events).mean() - np.log(plain).mean()),
             "half_width": float(
                 1.96 * np.hypot(np.log(events).std(), np.log(plain).std()) / RUNS**0.5

@@ -7,7 +7,7 @@ beside this file. README.md says the question, the rule and the answer.
 
 import functools
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from saiopt.analysis.heat_map import Panel, plot_heat_maps
@@ -91,7 +91,7 @@ def cells_of(recipes: list[Recipe], runs: list[Run]) -> Iterator[Cell]:
 
 
 def values(
-    rows: list[Row], recipe: str, optimizer: str, grid: str
+    rows: Sequence[Row], recipe: str, optimizer: str, grid: str
 ) -> dict[int, dict[tuple[float, float], float | None]]:
     """Return the metric by seed and cell."""
     found: dict[int, dict[tuple[float, float], float | None]] = {}
@@ -116,7 +116,7 @@ def own_best(cells: dict[tuple[float, float], float | None]) -> float:
     return max(value for value in cells.values() if value is not None)
 
 
-def report(rows: list[Row], out: Path) -> None:
+def report(rows: Sequence[Row], out: Path) -> None:
     """Print the breadths and their differences, draw the grids."""
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         own = {name: values(rows, recipe, name, "own") for name in OPTIMIZERS}

@@ -21,7 +21,7 @@ from saiopt.lab.run import Run, identity_hash
 from saiopt.lab.task import Task, TaskConfig
 
 Row = dict[str, Any]
-Extract = Callable[[Outcome], Row]
+Extract = Callable[[Outcome], Mapping[str, Any]]
 _SETTINGS = ("recipe", "optimizer", "lr", "weight_decay", "seed")
 # What two trainings of one cell need not have in common.
 _CIRCUMSTANCES = ("seconds", "run", "environment")
