@@ -255,13 +255,8 @@ class SGDSaI(Optimizer):
         self._find_pending()
 
     def _find_pending(self) -> None:
-        """Read from the state which blocks have not begun."""
-        scales = {p: entry["scale"].item() for p, entry in self.state.items() if entry}
-        self._pending = {p: -scale for p, scale in scales.items() if scale <= 0}
-        self._known = preparation.known(self.state)
-
-    def _members(self) -> Members:
-        return [(g, g["params"]) for g in self.param_groups if g["params"]]
+        self._pending = preparation.pending_of(self.state)
+        self._known = preparation.known_of(self.state)
 
     # Everything that depends on the host, and reads the device while blocks wait, is
     # not for the compiler to trace; what it returns is tensors and operations on them.
@@ -269,7 +264,9 @@ class SGDSaI(Optimizer):
     @torch._disable_dynamo
     def _plan(self, members: Members | None = None) -> list[Work]:
         """Calibrate what can be; return the updates of some blocks, or of all."""
-        members = self._members() if members is None else members
+        members = (
+            preparation.members_of(self.param_groups) if members is None else members
+        )
         # Whatever can be refused is refused before anything changes.
         executions = [
             choose(params, foreach=group["foreach"], fused=group["fused"])
@@ -292,10 +289,10 @@ class SGDSaI(Optimizer):
 
     def _prepare(self, also: Collection[Tensor] = ()) -> None:
         """Give a complete state to every parameter that may train."""
-        members = self._members()
+        members = preparation.members_of(self.param_groups)
         self._check(members)
         preparation.prepare(members, self.state, self._pending, also)
-        self._known = preparation.known(self.state)
+        self._known = preparation.known_of(self.state)
 
     def _check(self, members: Members) -> None:
         if preparation.check(members, self.state, self._shapes, self._known):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, MutableMapping, Sequence
+from collections.abc import Container, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,31 @@ Members = Sequence[tuple[dict[str, Any], Sequence[Tensor]]]
 # By parameter, the entry of its state that was checked, the buffer in it, and the
 # parameter's shape then.
 Known = Mapping[Tensor, tuple[Mapping[str, Tensor], Tensor | None, torch.Size]]
+
+
+def members_of(groups: Iterable[dict[str, Any]]) -> Members:
+    """Return param groups with all their parameters, without empty ones.
+
+    Args:
+        groups: param groups.
+
+    Returns:
+        The groups that have a say.
+    """
+    return [(group, group["params"]) for group in groups if group["params"]]
+
+
+def pending_of(states: Mapping[Tensor, Mapping[str, Tensor]]) -> dict[Tensor, float]:
+    """Read from the device which blocks have not begun.
+
+    Args:
+        states: the state of each parameter.
+
+    Returns:
+        By parameter, the scale it was given beforehand, 0 for none.
+    """
+    scales = {p: entry["scale"].item() for p, entry in states.items() if entry}
+    return {p: -scale for p, scale in scales.items() if scale <= 0}
 
 
 def check(
@@ -56,7 +81,7 @@ def check(
     return has_news
 
 
-def known(states: Mapping[Tensor, Mapping[str, Tensor]]) -> Known:
+def known_of(states: Mapping[Tensor, Mapping[str, Tensor]]) -> Known:
     """Return what :func:`check` need not check again.
 
     Args:

@@ -90,11 +90,11 @@ def best_factor(rows: Sequence[Row], run: Run, setting: Setting) -> float:
         if of_setting(row, run.recipe.name, run.optimizer, setting)
         and row["seed"] == TUNING_SEED
     }
-    finite = {factor: value for factor, value in found.items() if value is not None}
-    if not finite:
+    ended = {factor: value for factor, value in found.items() if value is not None}
+    if not ended:
         return min(found)
     higher = run.recipe.metric.higher_is_better
-    return (max if higher else min)(finite, key=finite.__getitem__)
+    return (max if higher else min)(ended, key=ended.__getitem__)
 
 
 def of_setting(row: Row, recipe: str, optimizer: str, setting: Setting) -> bool:

@@ -70,8 +70,8 @@ def _row(run: Source, metrics: Sequence[str], varied: Sequence[str]) -> Sequence
     return (
         described.get("optimizer", ""),
         str(described.get("seed", "")),
-        f"{described.get('lr', 0):.3g}",
-        f"{described.get('weight_decay', 0):.3g}",
+        _number(run, "lr"),
+        _number(run, "weight_decay"),
         *_values(run, varied),
         result["status"],
         *("" if value is None else f"{value:.4f}" for value in values),
@@ -85,12 +85,14 @@ def _curves(
     # One line per setting: its runs differ by their seeds alone.
     decays: dict[str, set[str]] = {}
     for run in runs:
-        decays.setdefault(_line_name(run, varied), set()).add(_decay(run))
+        decays.setdefault(_line_name(run, varied), set()).add(
+            _number(run, "weight_decay")
+        )
     curves: dict[str, list[Curve]] = {}
     for run in runs:
         name = _line_name(run, varied)
         if len(decays[name]) > 1:
-            name += f" decay {_decay(run)}"
+            name += f" decay {_number(run, 'weight_decay')}"
         curves.setdefault(name, []).append(_curve(run, metric))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "curves.svg"
@@ -99,18 +101,17 @@ def _curves(
 
 
 def _line_name(run: Source, varied: Sequence[str]) -> str:
-    described = _described(run)
     settings = zip(varied, _values(run, varied), strict=True)
     return " ".join(
         [
-            f"{described.get('optimizer', '')} lr {described.get('lr', 0):.3g}",
+            f"{_described(run).get('optimizer', '')} lr {_number(run, 'lr')}",
             *(f"{name}={value}" for name, value in settings),
         ]
     )
 
 
-def _decay(run: Source) -> str:
-    return f"{_described(run).get('weight_decay', 0):.3g}"
+def _number(run: Source, name: str) -> str:
+    return f"{_described(run).get(name, 0):.3g}"
 
 
 def _curve(run: Source, metric: str) -> Curve:
