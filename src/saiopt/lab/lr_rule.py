@@ -7,14 +7,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from saiopt.lab.optimizers import build_optimizer, set_mode
+from saiopt.lab.optimizers import build_optimizer, get_optimizer, set_mode
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.task import Task
 
 # What AdamW is commonly begun with, where nothing is known.
 USUAL_ADAMW_LR = 1e-3
-# They find the size of their steps while they train, and begin with almost none.
-_FREE_OF_LR = frozenset({"prodigy"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +100,7 @@ def propose(
     if gradients < 1:
         raise ValueError(f"gradients must be at least 1, got {gradients}")
     for name in (optimizer, known):
-        if name in _FREE_OF_LR:
+        if get_optimizer(name).estimates_size:
             raise ValueError(
                 f"optimizer and known must not be {name}, which estimates the size of "
                 "its steps while it trains"

@@ -75,6 +75,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         "defaults of its authors' package",
         package="prodigyopt",
         shards=False,
+        estimates_size=True,
     ),
     "adam-mini": OptimizerSpec(
         adam_mini.adam_mini,

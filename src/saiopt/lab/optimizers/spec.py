@@ -27,6 +27,8 @@ class OptimizerSpec:
         penalizes: Whether λ is a penalty that the optimizer normalises. Then no λ gives
             a decay per step, and a run without a λ of its own has none.
         shards: Whether it can step parameters that FSDP2 has sharded.
+        estimates_size: Whether it finds the size of its steps while it trains, and
+            begins with almost none: its first updates say nothing of its learning rate.
         revision: Counts the changes of its numbers that ``settings`` do not tell; part
             of a run's identity, so that what was trained before is not taken for it.
     """
@@ -41,4 +43,5 @@ class OptimizerSpec:
     seeded: bool = False
     penalizes: bool = False
     shards: bool = True
+    estimates_size: bool = False
     revision: int = 0
