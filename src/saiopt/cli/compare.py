@@ -7,7 +7,14 @@ from tyro.conf import arg
 
 from saiopt.cli.output import new_console, print_json
 from saiopt.cli.refusal import RefusalError, refusing
-from saiopt.cli.training import Training, carry_out_all, pairs, recipe_of
+from saiopt.cli.training import (
+    OptimizerNames,
+    Seeds,
+    Training,
+    carry_out_all,
+    pairs,
+    recipe_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +27,8 @@ class Compare(Training):
         lr: Learning rates, such as sgdsai=0.01.
     """
 
-    optimizers: Annotated[
-        tuple[str, ...],
-        arg(
-            metavar="NAME ...",
-            help_behavior_hint="(default: sgdsai, its controls, sgd and adamw)",
-        ),
-    ] = ()
-    seeds: Annotated[tuple[int, ...], arg(metavar="N ...")] = (0,)
+    optimizers: OptimizerNames = ()
+    seeds: Seeds = (0,)
     lr: Annotated[
         tuple[str, ...],
         arg(metavar="NAME=LR ...", help_behavior_hint="(default: the recipe's)"),

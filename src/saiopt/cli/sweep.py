@@ -8,7 +8,13 @@ from tyro.conf import arg
 
 from saiopt.cli.output import new_console, print_json
 from saiopt.cli.refusal import LostError, RefusalError, refusing, require_writable
-from saiopt.cli.training import Training, device_of, recipe_of
+from saiopt.cli.training import (
+    OptimizerNames,
+    Seeds,
+    Training,
+    device_of,
+    recipe_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,13 +42,7 @@ class Sweep(Training):
         published: Take this published grid's values, and draw it beside ours.
     """
 
-    optimizers: Annotated[
-        tuple[str, ...],
-        arg(
-            metavar="NAME ...",
-            help_behavior_hint="(default: sgdsai, its controls, sgd and adamw)",
-        ),
-    ] = ()
+    optimizers: OptimizerNames = ()
     lrs: Annotated[
         tuple[float, ...],
         arg(metavar="LR ...", help_behavior_hint="(default: 5 around the recipe's)"),
@@ -56,7 +56,7 @@ class Sweep(Training):
     ] = ()
     sampler: Annotated[Literal["grid", "tpe"], arg(metavar="grid|tpe")] = "grid"
     trials: Annotated[int, arg(metavar="N")] = 20
-    seeds: Annotated[tuple[int, ...], arg(metavar="N ...")] = (0,)
+    seeds: Seeds = (0,)
     storage: Annotated[
         str | None,
         arg(metavar="URL", help_behavior_hint="(default: SQLite in the runs folder)"),

@@ -29,6 +29,14 @@ Work: TypeAlias = (
 )
 
 _OF_THE_RECIPE = "(default: the recipe's)"
+OptimizerNames: TypeAlias = Annotated[
+    tuple[str, ...],
+    arg(
+        metavar="NAME ...",
+        help_behavior_hint="(default: sgdsai, its controls, sgd and adamw)",
+    ),
+]
+Seeds: TypeAlias = Annotated[tuple[int, ...], arg(metavar="N ...")]
 
 
 class Machine(Protocol):
