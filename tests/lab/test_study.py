@@ -7,7 +7,7 @@ from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
 from saiopt.lab.run_folder import RunFolderError
 from saiopt.lab.study import Cell, by_run, results_of, train_cells
-from saiopt.lab.study_options import parser, recipes_of
+from saiopt.lab.study_options import parser, recipes_of, runs_of
 
 
 def cells(*seeds):
@@ -116,3 +116,24 @@ def test_settings_need_a_folder_of_their_own(tmp_path):
     assert recipe.steps == 3
     with pytest.raises(SystemExit, match="set must name one of"):
         recipes_of(options(tmp_path, "--set", "stops=3", *elsewhere))
+    with pytest.raises(SystemExit, match="set must be NAME=VALUE, got steps"):
+        recipes_of(options(tmp_path, "--set", "steps", *elsewhere))
+
+
+def test_learning_rates_may_be_given(tmp_path):
+    [run] = runs_of(options(tmp_path, "--lr", "sgdsai=0.25"), ["sgdsai"])
+    assert run.lr == 0.25
+
+
+@pytest.mark.parametrize(
+    ("given", "rule"),
+    [
+        ("sgdsai", "lr must be NAME=VALUE, got sgdsai"),
+        ("sgdsai=x", "lr must be a number, got x"),
+        ("sgdsai=-1", "lr must be"),
+        ("adamw=1", "lr must name one of sgdsai, got adamw"),
+    ],
+)
+def test_a_wrong_learning_rate_is_one_sentence(tmp_path, given, rule):
+    with pytest.raises(SystemExit, match=rule):
+        runs_of(options(tmp_path, "--lr", given), ["sgdsai"])

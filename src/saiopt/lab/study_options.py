@@ -22,14 +22,21 @@ def parser(
         seeds: Default seeds.
 
     Returns:
-        A parser of ``recipes``, ``seeds``, ``set``, ``out``, ``runs_dir``, ``workers``,
-        ``device`` and ``draw``.
+        A parser of ``recipes``, ``seeds``, ``set``, ``lr``, ``out``, ``runs_dir``,
+        ``workers``, ``device`` and ``draw``.
     """
     made = argparse.ArgumentParser(description=description.splitlines()[0])
     made.add_argument("--recipes", nargs="+", default=list(recipes), metavar="RECIPE")
     made.add_argument("--seeds", nargs="+", type=int, default=list(seeds), metavar="N")
     made.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="fields of recipes"
+    )
+    made.add_argument(
+        "--lr",
+        nargs="+",
+        default=[],
+        metavar="NAME=LR",
+        help="learning rates of optimizers instead of the recipes'",
     )
     made.add_argument(
         "--out", type=Path, default=folder, metavar="PATH", help="for rows and figures"
@@ -60,17 +67,17 @@ def recipes_of(options: argparse.Namespace) -> list[Recipe]:
             those of the study, or is wrong.
     """
     is_study = (options.out / "study.py").exists()
-    if options.set and is_study:
-        raise SystemExit("out must name another folder than the study's with set")
+    if is_study and (options.set or options.lr):
+        raise SystemExit("out must name another folder than the study's with set or lr")
     try:
-        settings = dict(pair.split("=", 1) for pair in options.set)
+        settings = _pairs("set", options.set)
         return [override(get_recipe(name), settings) for name in options.recipes]
     except ValueError as error:
         raise SystemExit(str(error)) from None
 
 
 def runs_of(options: argparse.Namespace, optimizers: Sequence[str]) -> list[Run]:
-    """List a study's runs at the recipes' learning rates.
+    """List a study's runs at the recipes' learning rates, or at those that are given.
 
     Args:
         options: What its command line says.
@@ -83,10 +90,25 @@ def runs_of(options: argparse.Namespace, optimizers: Sequence[str]) -> list[Run]
         SystemExit: If the command line is wrong, or a recipe lacks a learning rate.
     """
     try:
+        lrs = {name: _lr(text) for name, text in _pairs("lr", options.lr).items()}
         return [
             run
             for recipe in recipes_of(options)
-            for run in plan(recipe, optimizers, options.seeds, {})
+            for run in plan(recipe, optimizers, options.seeds, lrs)
         ]
     except ValueError as error:
         raise SystemExit(str(error)) from None
+
+
+def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
+    for text in texts:
+        if "=" not in text:
+            raise ValueError(f"{option} must be NAME=VALUE, got {text}")
+    return dict(text.split("=", 1) for text in texts)
+
+
+def _lr(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"lr must be a number, got {text}") from None
