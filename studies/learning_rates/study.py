@@ -217,6 +217,8 @@ def main() -> None:
         "--missing", action="store_true", help="only train cells that have no row yet"
     )
     options = arguments.parse_args()
+    for recipe in set(options.recipes) - CENTRES.keys():
+        raise SystemExit(f"recipes must be some of {', '.join(CENTRES)}, got {recipe}")
     wanted = list(cells(recipes_of(options), options.optimizers, options.seeds))
     rows = results_of(
         wanted,

@@ -7,7 +7,7 @@ from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
 from saiopt.lab.run_folder import RunFolderError
 from saiopt.lab.study import Cell, by_run, results_of, train_cells
-from saiopt.lab.study_options import parser, recipes_of, runs_of
+from saiopt.lab.study_options import recipes_of, run_parser, runs_of
 
 
 def cells(*seeds):
@@ -18,7 +18,7 @@ def cells(*seeds):
 
 
 def options(tmp_path, *arguments):
-    made = parser("A study.", tmp_path, ["resnet-digits"], [0])
+    made = run_parser("A study.", tmp_path, ["resnet-digits"], [0])
     runs = ["--runs-dir", str(tmp_path / "runs")]
     return made.parse_args(["--workers", "1", *runs, *arguments])
 
@@ -120,9 +120,12 @@ def test_settings_need_a_folder_of_their_own(tmp_path):
         recipes_of(options(tmp_path, "--set", "steps", *elsewhere))
 
 
-def test_learning_rates_may_be_given(tmp_path):
+def test_learning_rates_may_be_given_with_a_folder_for_their_rows(tmp_path):
     [run] = runs_of(options(tmp_path, "--lr", "sgdsai=0.25"), ["sgdsai"])
     assert run.lr == 0.25
+    (tmp_path / "study.py").touch()
+    with pytest.raises(SystemExit, match="out must name another folder"):
+        runs_of(options(tmp_path, "--lr", "sgdsai=0.25"), ["sgdsai"])
 
 
 @pytest.mark.parametrize(

@@ -22,21 +22,14 @@ def parser(
         seeds: Default seeds.
 
     Returns:
-        A parser of ``recipes``, ``seeds``, ``set``, ``lr``, ``out``, ``runs_dir``,
-        ``workers``, ``device`` and ``draw``.
+        A parser of ``recipes``, ``seeds``, ``set``, ``out``, ``runs_dir``, ``workers``,
+        ``device`` and ``draw``.
     """
     made = argparse.ArgumentParser(description=description.splitlines()[0])
     made.add_argument("--recipes", nargs="+", default=list(recipes), metavar="RECIPE")
     made.add_argument("--seeds", nargs="+", type=int, default=list(seeds), metavar="N")
     made.add_argument(
         "--set", nargs="+", default=[], metavar="NAME=VALUE", help="fields of recipes"
-    )
-    made.add_argument(
-        "--lr",
-        nargs="+",
-        default=[],
-        metavar="NAME=LR",
-        help="learning rates of optimizers instead of the recipes'",
     )
     made.add_argument(
         "--out", type=Path, default=folder, metavar="PATH", help="for rows and figures"
@@ -49,6 +42,31 @@ def parser(
         "--draw",
         action="store_true",
         help="train nothing, take the rows that are there",
+    )
+    return made
+
+
+def run_parser(
+    description: str, folder: Path, recipes: Sequence[str], seeds: Sequence[int]
+) -> argparse.ArgumentParser:
+    """Build the command line of studies that compare optimizers by :func:`runs_of`.
+
+    Args:
+        description: The script's docstring.
+        folder: Of the study.
+        recipes: Default recipes.
+        seeds: Default seeds.
+
+    Returns:
+        What :func:`parser` returns, and ``lr``.
+    """
+    made = parser(description, folder, recipes, seeds)
+    made.add_argument(
+        "--lr",
+        nargs="+",
+        default=[],
+        metavar="NAME=LR",
+        help="learning rates of optimizers instead of the recipes'",
     )
     return made
 
@@ -66,9 +84,7 @@ def recipes_of(options: argparse.Namespace) -> list[Recipe]:
         SystemExit: If a setting is given without a folder for its rows, which are not
             those of the study, or is wrong.
     """
-    is_study = (options.out / "study.py").exists()
-    if is_study and (options.set or options.lr):
-        raise SystemExit("out must name another folder than the study's with set or lr")
+    _require_folder(options, "set")
     try:
         settings = _pairs("set", options.set)
         return [override(get_recipe(name), settings) for name in options.recipes]
@@ -87,8 +103,10 @@ def runs_of(options: argparse.Namespace, optimizers: Sequence[str]) -> list[Run]
         One run per recipe, seed and optimizer.
 
     Raises:
-        SystemExit: If the command line is wrong, or a recipe lacks a learning rate.
+        SystemExit: As :func:`recipes_of`, for ``lr`` too, or if a recipe lacks a
+            learning rate.
     """
+    _require_folder(options, "lr")
     try:
         lrs = {name: _lr(text) for name, text in _pairs("lr", options.lr).items()}
         return [
@@ -98,6 +116,11 @@ def runs_of(options: argparse.Namespace, optimizers: Sequence[str]) -> list[Run]
         ]
     except ValueError as error:
         raise SystemExit(str(error)) from None
+
+
+def _require_folder(options: argparse.Namespace, name: str) -> None:
+    if getattr(options, name) and (options.out / "study.py").exists():
+        raise SystemExit(f"out must name another folder than the study's with {name}")
 
 
 def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
