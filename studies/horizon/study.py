@@ -56,8 +56,8 @@ def cell(run: Run, setting: Setting, factor: float, seed: int) -> Cell:
     return Cell(Run(recipe, run.optimizer, lr, seed), labels)
 
 
-def tuned(run: Run, setting: Setting) -> Sequence[float]:
-    """Return the factors of the learning rate that a setting chooses from."""
+def first_factors(run: Run, setting: Setting) -> Sequence[float]:
+    """Return the factors of the learning rate that a setting first chooses from."""
     if not setting[1]:
         return FACTORS_UNCLIPPED
     return FACTORS_AT_TWICE if setting[0] == max(HORIZONS) else (1.0,)
@@ -70,31 +70,54 @@ def settings(run: Run) -> Iterator[Setting]:
         yield WITHOUT
 
 
-def tuning_cells(runs: Sequence[Run]) -> Iterator[Cell]:
-    """Yield the cells that choose learning rates."""
+def tuning_cells(rows: Sequence[Row], runs: Sequence[Run]) -> Iterator[Cell]:
+    """Yield the cells that choose learning rates, one more where rows ask for it."""
     for run in runs:
         for setting in settings(run):
-            factors = tuned(run, setting)
-            for factor in factors if len(factors) > 1 else ():
-                yield cell(run, setting, factor, TUNING_SEED)
+            if len(first_factors(run, setting)) > 1:
+                for factor in factors(rows, run, setting):
+                    yield cell(run, setting, factor, TUNING_SEED)
 
 
-def best_factor(rows: Sequence[Row], run: Run, setting: Setting) -> float:
-    """Return the factor that was best on the tuning seed, the least if all diverged."""
-    factors = tuned(run, setting)
-    if len(factors) == 1:
-        return factors[0]
-    found = {
+def factors(rows: Sequence[Row], run: Run, setting: Setting) -> list[float]:
+    """Return the factors of a grid that grows while its best lies at an end."""
+    grid = list(first_factors(run, setting))
+    found = tuning_metrics(rows, run, setting)
+    while len(grid) > 1 and found.keys() >= set(grid):
+        best = best_of({factor: found[factor] for factor in grid}, run)
+        if best is None or min(grid) < best < max(grid):
+            break
+        grid.append(best / 2 if best == min(grid) else best * 2)
+    return sorted(grid)
+
+
+def tuning_metrics(
+    rows: Sequence[Row], run: Run, setting: Setting
+) -> dict[float, float | None]:
+    """Return the metric on the tuning seed by factor; None where it diverged."""
+    return {
         row["labels"]["lr_factor"]: metric_of(row)
         for row in rows
         if of_setting(row, run.recipe.name, run.optimizer, setting)
         and row["seed"] == TUNING_SEED
     }
+
+
+def best_of(found: dict[float, float | None], run: Run) -> float | None:
+    """Return the factor with the best metric, None if all diverged."""
     ended = {factor: value for factor, value in found.items() if value is not None}
-    if not ended:
-        return min(found)
     higher = run.recipe.metric.higher_is_better
-    return (max if higher else min)(ended, key=ended.__getitem__)
+    return (max if higher else min)(ended, key=ended.__getitem__, default=None)
+
+
+def best_factor(rows: Sequence[Row], run: Run, setting: Setting) -> float:
+    """Return the factor that was best on the tuning seed, the least if all diverged."""
+    grid = factors(rows, run, setting)
+    if len(grid) == 1:
+        return grid[0]
+    found = tuning_metrics(rows, run, setting)
+    best = best_of({factor: found[factor] for factor in grid}, run)
+    return min(grid) if best is None else best
 
 
 def of_setting(row: Row, recipe: str, optimizer: str, setting: Setting) -> bool:
@@ -168,7 +191,11 @@ def main() -> None:
     options = run_parser(__doc__ or "", HERE, RECIPES, SEEDS).parse_args()
     say = functools.partial(print, flush=True)
     runs = [run for run in runs_of(options, OPTIMIZERS) if run.seed == options.seeds[0]]
-    rows = results_of(list(tuning_cells(runs)), options, say, only_missing=True)
+    rows, known = [], -1
+    while len(rows) > known:
+        known = len(rows)
+        wanted = list(tuning_cells(rows, runs))
+        rows = results_of(wanted, options, say, only_missing=True)
     cells = [
         cell(run, setting, best_factor(rows, run, setting), seed)
         for run in runs
