@@ -1,5 +1,7 @@
 import copy
 import gc
+import threading
+import time
 
 import layouts
 import pytest
@@ -7,6 +9,7 @@ import torch
 from layouts import LAYOUTS, OPTIONS
 from models import TinyTransformer, next_token_loss, token_batches
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from saiopt import SGDSaI, step_in_backward
 
@@ -145,6 +148,95 @@ def test_the_step_of_one_parameter_looks_at_no_other():
     before = params[1].detach().clone()
     step_alone(optimizer, params[1])
     assert not torch.equal(params[1], before)
+
+
+def test_options_that_are_loaded_or_changed_later_are_followed():
+    (plain, optimizer), (released, its_optimizer) = pair()
+    train(plain, optimizer, token_batches(2))
+    optimizer.param_groups[0]["lr"] = 1e-4
+    step_in_backward(its_optimizer)
+    released.load_state_dict(plain.state_dict())
+    its_optimizer.load_state_dict(optimizer.state_dict())
+    train(plain, optimizer, token_batches(2))
+    train(released, its_optimizer, token_batches(2))
+    assert_same(plain, released)
+    its_optimizer.param_groups[0]["lr"] = 0.0
+    train(released, its_optimizer, token_batches(1))
+    assert_same(plain, released)
+
+
+class Checkpointed(nn.Module):
+    """Layers that are computed again for their gradients, perhaps one thrice."""
+
+    def __init__(self, *, shares, use_reentrant):
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [nn.Linear(4, 4) for _ in range(3)]
+        self.layers = nn.ModuleList(layers[:1] * 3 if shares else layers)
+        self.head = nn.Linear(4, 1)
+        self.use_reentrant = use_reentrant
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = checkpoint(layer, x, use_reentrant=self.use_reentrant).tanh()
+        return self.head(x)
+
+
+def passes(model, optimizer, count):
+    for i in range(count):
+        optimizer.zero_grad()
+        x = torch.full((2, 4), i + 1.0, requires_grad=True)
+        model(x).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("shares", "use_reentrant"), [(False, True), (False, False), (True, False)]
+)
+def test_checkpointed_layers_follow_step(shares, use_reentrant):
+    plain, released = (
+        Checkpointed(shares=shares, use_reentrant=use_reentrant) for _ in range(2)
+    )
+    passes(plain, SGDSaI(plain.parameters(), 0.1), 4)
+    optimizer = SGDSaI(released.parameters(), 0.1)
+    step_in_backward(optimizer)
+    passes(released, optimizer, 4)
+    assert_same(plain, released)
+
+
+def test_several_gradients_of_a_reentrant_layer_in_one_pass_are_refused():
+    model = Checkpointed(shares=True, use_reentrant=True)
+    optimizer = SGDSaI(model.parameters())
+    step_in_backward(optimizer)
+    with pytest.raises(RuntimeError, match="must see one gradient per parameter"):
+        passes(model, optimizer, 1)
+
+
+def test_threads_of_several_devices_step_one_after_the_other(monkeypatch):
+    layers = [nn.Linear(3, 3) for _ in range(20)]
+    optimizer = SGDSaI([p for layer in layers for p in layer.parameters()])
+    step_in_backward(optimizer)
+    inside, together = [], []
+    step = optimizer.step_parameter
+
+    def slow_step(*arguments):
+        inside.append(arguments)
+        time.sleep(0.001)
+        together.append(len(inside))
+        step(*arguments)
+        inside.pop()
+
+    monkeypatch.setattr(optimizer, "step_parameter", slow_step)
+    losses = [
+        sum(layer(torch.ones(1, 3)).sum() for layer in layers[i::2]) for i in range(2)
+    ]
+    threads = [threading.Thread(target=loss.backward) for loss in losses]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == [1] * 40
+    assert all(entry["scale"] > 0 for entry in optimizer.state.values())
 
 
 def test_a_rule_that_needs_all_gradients_is_refused():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+import threading
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Variable
+from torch.autograd.function import BackwardCFunction
 from torch.utils.hooks import RemovableHandle
 
 from .fsdp1 import is_flattened
@@ -27,9 +30,12 @@ class ReleaseHandle:
         # Filled at the first gradient, when every wrapper around the model is made.
         self._reduced_late: set[Tensor] | None = None
         self._waiting: list[Callable[[], None]] = []
+        self._segments = _Segments()
+        # Autograd runs hooks on one thread per device.
+        self._lock = threading.RLock()
         self._hooks = [
-            _hook_on_gradient(param, self._hook(group, i))
-            for group in optimizer.param_groups
+            _hook_on_gradient(param, self._hook(index, i))
+            for index, group in enumerate(optimizer.param_groups)
             for i, param in enumerate(group["params"])
         ]
 
@@ -56,22 +62,26 @@ class ReleaseHandle:
         finally:
             self._active = True
 
-    def _hook(self, group: dict[str, Any], i: int) -> Callable[[Tensor], None]:
+    def _hook(self, index: int, i: int) -> Callable[[Tensor], None]:
         def step(param: Tensor) -> None:
+            # Loading a state_dict puts other groups in their places.
+            group = self._optimizer.param_groups[index]
             self._optimizer.step_parameter(param, group, i)
             param.grad = None
 
         def on_gradient(param: Tensor) -> None:
             if not self._active:
                 return
-            if self._reduced_late is None:
-                _refuse_grad_scaler()
-                self._reduced_late = _ddp_params()
-                _refuse_frozen_heap(self._optimizer, self._reduced_late)
-            if param in self._reduced_late:
-                self._wait(lambda: step(param))
-            else:
-                step(param)
+            with self._lock:
+                self._segments.refuse_second(param)
+                if self._reduced_late is None:
+                    _refuse_grad_scaler()
+                    self._reduced_late = _ddp_params()
+                    _refuse_frozen_heap(self._optimizer, self._reduced_late)
+                if param in self._reduced_late:
+                    self._wait(lambda: step(param))
+                else:
+                    step(param)
 
         return on_gradient
 
@@ -92,6 +102,47 @@ class ReleaseHandle:
             step()
 
 
+class _Segments:
+    """Know the segments of reentrant checkpointing that make up one backward pass.
+
+    Each runs a backward pass of its own within the outer one, so that a layer in
+    several segments gets a gradient from each. Autograd numbers the passes in the order
+    in which they begin: the next outer one takes a number too.
+    """
+
+    def __init__(self) -> None:
+        self._task, self._newest, self._is_nested = -1, -1, False
+        self._stepped: set[Tensor] = set()
+
+    def refuse_second(self, param: Tensor) -> None:
+        """Raise where a gradient is not the first of its parameter in this pass."""
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._is_nested = _is_within_backward()
+            if task > self._newest + (1 if self._is_nested else 0):
+                self._stepped.clear()
+            self._task, self._newest = task, max(task, self._newest)
+        if not self._is_nested:
+            return
+        if param in self._stepped:
+            raise RuntimeError(
+                "step_in_backward must see one gradient per parameter and pass, got "
+                "several by reentrant checkpointing of a layer that is used several "
+                "times: give torch.utils.checkpoint use_reentrant=False"
+            )
+        self._stepped.add(param)
+
+
+def _is_within_backward() -> bool:
+    """Tell whether a function's own backward has called for the present pass."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_code is BackwardCFunction.apply.__code__:
+            return True
+        frame = frame.f_back
+    return False
+
+
 def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
     """Step each parameter as soon as its gradient is complete, and free the gradient.
 
@@ -108,14 +159,15 @@ def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
 
     Args:
         optimizer: the optimizer; its parameters must not be added to or replaced while
-            the handle lives.
+            the handle lives. Its state may be loaded and its options changed.
 
     Returns:
         A handle with `remove()` and `paused()`.
 
     Raises:
         RuntimeError: the model is wrapped by FSDP1. In the first backward pass: a
-            GradScaler is in use, or `gc.freeze()` may hide DDP.
+            GradScaler is in use, `gc.freeze()` may hide DDP, or a layer that is used
+            several times is checkpointed reentrantly, whose first part has stepped.
         TypeError: the optimizer is not SGDSaI.
         ValueError: a group scales by `"gsnr_max"`.
 
