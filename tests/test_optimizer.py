@@ -1,6 +1,8 @@
 import copy
+import gc
 import io
 import pickle
+import weakref
 
 import pytest
 import torch
@@ -511,3 +513,23 @@ def test_a_float32_step_makes_no_temporary_of_the_parameters_size(execution, opt
         optimizer.step()
     allocated = sum(max(e.self_cpu_memory_usage, 0) for e in profile.key_averages())
     assert allocated < 4096
+
+
+def test_momentum_that_is_taken_out_of_the_state_is_freed():
+    param = nn.Parameter(torch.ones(4))
+    optimizer = SGDSaI([param])
+    param.grad = torch.arange(4.0)
+    optimizer.step()
+    entry = optimizer.state[param]
+    on_device = weakref.ref(entry["momentum_buffer"])
+    entry["momentum_buffer"] = entry["momentum_buffer"].clone()
+    gc.collect()
+    assert on_device() is None
+    optimizer.step()
+    elsewhere = weakref.ref(entry["momentum_buffer"])
+    del entry
+    optimizer.state.clear()
+    gc.collect()
+    assert elsewhere() is None
+    optimizer.step()
+    assert torch.equal(optimizer.state[param]["momentum_buffer"], param.grad)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Container, Iterable, Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +12,41 @@ from torch import Tensor
 from . import options, state
 
 Members = Sequence[tuple[dict[str, Any], Sequence[Tensor]]]
-# By parameter, the entry of its state that was checked, the buffer in it, and the
-# parameter's shape then.
-Known = Mapping[Tensor, tuple[Mapping[str, Tensor], Tensor | None, torch.Size]]
+
+
+class Checked(NamedTuple):
+    """Remember a state that fits its parameter, and keep none of its memory alive.
+
+    Args:
+        scale: the scale in it; a scale belongs to one state.
+        buffer: the momentum in it, None where it has none.
+        shape: the parameter's.
+    """
+
+    scale: Tensor
+    buffer: weakref.ref[Tensor] | None
+    shape: torch.Size
+
+    def holds(self, entry: Mapping[str, Tensor], param: Tensor) -> bool:
+        """Tell whether a state and its parameter are still those that were checked.
+
+        Args:
+            entry: the state by key.
+            param: the parameter.
+
+        Returns:
+            Whether nothing was put in their places.
+        """
+        known = None if self.buffer is None else self.buffer()
+        return (
+            entry.get("scale") is self.scale
+            and entry.get("momentum_buffer") is known
+            and param.shape == self.shape
+        )
+
+
+# By the parameter's id: another one with the same id has another scale.
+Known = Mapping[int, Checked]
 
 
 def members_of(groups: Iterable[dict[str, Any]]) -> Members:
@@ -68,9 +101,8 @@ def check(
             options.check_grad(param)
             entry = states.get(param)
             if entry:
-                held, buffer, shape = known.get(param, (None, None, None))
-                is_same = entry is held and entry.get("momentum_buffer") is buffer
-                if is_same and param.shape == shape:
+                checked = known.get(id(param))
+                if checked is not None and checked.holds(entry, param):
                     continue
                 has_news = True
                 problem = state.misfit(entry, param)
@@ -88,12 +120,18 @@ def known_of(states: Mapping[Tensor, Mapping[str, Tensor]]) -> Known:
         states: the state of each parameter.
 
     Returns:
-        The entries with their parameters' shapes.
+        What was checked, by the parameter's id.
     """
     return {
-        param: (entry, entry.get("momentum_buffer"), param.shape)
+        id(param): Checked(entry["scale"], _reference_to(entry), param.shape)
         for param, entry in states.items()
+        if entry
     }
+
+
+def _reference_to(entry: Mapping[str, Tensor]) -> weakref.ref[Tensor] | None:
+    buffer = entry.get("momentum_buffer")
+    return None if buffer is None else weakref.ref(buffer)
 
 
 def are_complete(
