@@ -192,19 +192,28 @@ def is_sharded(param: Tensor) -> bool:
     return bool(_shards(param))
 
 
-def measure_blocks(params: Sequence[Tensor]) -> Moments:
-    """Measure the gradients of whole blocks.
+def measure_blocks(
+    params: Sequence[Tensor], entries: Sequence[Tensor | None] | None = None
+) -> Moments:
+    """Measure the gradients of whole blocks, or other tensors that lie as they do.
 
     Every rank that holds a part of any of the blocks must call this with the same
     blocks in the same order, also where its own part is empty or has no gradient.
 
     Args:
         params: parameters, whose gradients may be None on this rank.
+        entries: what to measure of each, this rank's; None measures the gradients.
 
     Returns:
         Moments on the CPU, one entry per block, the same on all ranks that share it.
     """
-    moments = measure([_grad_or_nothing(p) for p in params])
+    here = [local_grad(p) for p in params] if entries is None else entries
+    moments = measure(
+        [
+            local_entries(p).new_empty(0) if values is None else values
+            for p, values in zip(params, here, strict=True)
+        ]
+    )
     stages: dict[_Shards, list[int]] = {}
     for i, param in enumerate(params):
         for shards in _shards(param):
@@ -253,11 +262,6 @@ def _merge_over_ranks(moments: Moments, rows: Tensor, shards: _Shards) -> Moment
         moments.squared_deviations.index_copy(0, rows, merged.squared_deviations),
         moments.spacing,
     )
-
-
-def _grad_or_nothing(param: Tensor) -> Tensor:
-    grad = local_grad(param)
-    return local_entries(param).new_empty(0) if grad is None else grad
 
 
 def _shards(param: Tensor) -> tuple[_Shards, ...]:

@@ -1,5 +1,6 @@
 import math
 
+import layouts
 import pytest
 import torch
 from torch import nn
@@ -133,3 +134,37 @@ def test_the_update_is_what_the_step_moved(scaling: str) -> None:
             else:
                 assert row.update == pytest.approx(moved, rel=1e-4)
     assert len(probe.rows) == 6
+
+
+def probed(name: str | None) -> list[GSNRRow]:
+    """Train two steps of a layout, or of one process, one block frozen."""
+    net = layouts.make_net()
+    net.norm.bias.requires_grad_(False)
+    layout = layouts.LAYOUTS.get(name or "")
+    model = layout.spread(net) if layout else net
+    probe = GSNRProbe(model)
+    optimizer = SGDSaI(model.parameters(), **layouts.OPTIONS)
+    rank = torch.distributed.get_rank() if layout else 0
+    for step, batch in enumerate(layouts.batches(2)):
+        ids, labels = layout.share(batch, rank, layout.world) if layout else batch
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(ids), labels).backward()
+        probe.record(step)
+        optimizer.step()
+        probe.record_updates(optimizer)
+    return probe.rows
+
+
+@pytest.mark.parametrize(
+    "name", ["FSDP1, original parameters", "FSDP2, empty shards", "FSDP2 + TP"]
+)
+def test_every_rank_measures_whole_blocks(workers, name: str) -> None:
+    expected = probed(None)
+    assert {row.block for row in expected}.isdisjoint({"norm.bias"})
+    for rows in workers.run(layouts.LAYOUTS[name].world, probed, name):
+        for row, alone in zip(rows, expected, strict=True):
+            assert row.block.removeprefix("_fsdp_wrapped_module.") == alone.block
+            assert (row.numel, row.step) == (alone.numel, alone.step)
+            for field in ("gsnr", "sparsity", "update", "relative_mean"):
+                value = getattr(alone, field)
+                assert getattr(row, field) == pytest.approx(value, 1e-6, nan_ok=True)

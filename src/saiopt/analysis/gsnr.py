@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from saiopt.moments import Moments
 from saiopt.scaling import gsnr
-from saiopt.sharding import measure_blocks
+from saiopt.sharding import is_sharded, local_entries, local_grad, measure_blocks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,22 +73,34 @@ class GSNRProbe:
     def record(self, step: int) -> list[GSNRRow]:
         """Measure all blocks that have a gradient.
 
+        Where blocks are sharded, every rank must call this.
+
         Args:
             step: Number that the rows will carry.
 
         Returns:
             The new rows, one per block, which are also kept in ``rows``.
         """
-        blocks = [(name, p) for name, p in self._named if p.grad is not None]
-        moments = measure_blocks([p for _, p in blocks])
-        values = gsnr(moments, self._eps).masked_fill(~moments.usable, math.nan)
-        means = _relative_means(moments)
-        zeros = measure_blocks([_holding(p, _is_zero(p)) for _, p in blocks]).mean
+        # A rank whose part of a block is empty may see no gradient of it.
+        blocks = [
+            (name, p) for name, p in self._named if p.grad is not None or is_sharded(p)
+        ]
+        params = [p for _, p in blocks]
+        moments = measure_blocks(params)
+        zeros = measure_blocks(params, [_is_zero(p) for p in params]).mean
+        columns = (
+            moments.numel.long(),
+            gsnr(moments, self._eps).masked_fill(~moments.usable, math.nan),
+            zeros,
+            _relative_means(moments),
+        )
         new = [
-            GSNRRow(name, p.numel(), step, value, share, relative_mean=mean)
-            for (name, p), value, share, mean in zip(
-                blocks, values.tolist(), zeros.tolist(), means.tolist(), strict=True
+            GSNRRow(name, numel, step, value, share, relative_mean=mean)
+            for (name, _), numel, value, share, mean in zip(
+                blocks, *(column.tolist() for column in columns), strict=True
             )
+            # Sharded blocks of which no rank has a gradient.
+            if numel > 0
         ]
         self.rows += new
         return new
@@ -150,9 +162,11 @@ def update_sizes(optimizer: Optimizer) -> dict[Tensor, float]:
         if isinstance(optimizer.state[p].get("momentum_buffer"), Tensor)
         and "momentum_scale" not in optimizer.state[p]
     ]
-    momenta = [_holding(p, state["momentum_buffer"]) for p, _, state in moved]
-    weights = [_holding(p, p.detach()) for p, _, _ in moved]
-    ratios = (measure_blocks(momenta).norm / measure_blocks(weights).norm).tolist()
+    params = [p for p, _, _ in moved]
+    momenta = [local_entries(state["momentum_buffer"]) for _, _, state in moved]
+    weights = [local_entries(p.detach()) for p in params]
+    sizes = [measure_blocks(params, values).norm for values in (momenta, weights)]
+    ratios = (sizes[0] / sizes[1]).tolist()
     return {
         p: float(lr) * abs(float(state.get("scale", 1.0))) * ratio
         for (p, lr, state), ratio in zip(moved, ratios, strict=True)
@@ -166,16 +180,9 @@ def _relative_means(moments: Moments) -> Tensor:
     return (moments.mean.abs() / std).masked_fill(~told, math.nan)
 
 
-def _is_zero(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return (parameter.grad == 0).float()
-
-
-def _holding(parameter: Tensor, values: Tensor) -> Tensor:
-    """Return a stand-in whose gradient is ``values``, for what measures gradients."""
-    stand_in = parameter.detach().requires_grad_()
-    stand_in.grad = values.to(parameter.dtype)
-    return stand_in
+def _is_zero(parameter: Tensor) -> Tensor | None:
+    grad = local_grad(parameter)
+    return None if grad is None else (grad == 0).float()
 
 
 def gsnr_by_block(rows: Iterable[GSNRRow]) -> dict[str, list[GSNRRow]]:
