@@ -333,7 +333,7 @@ def test_a_callable_scaling_stays_out_of_the_state_dict_and_survives_loading():
     optimizer = SGDSaI([param], scaling=rule)
     optimizer.step()
     assert optimizer.state[param]["scale"] == 2
-    assert "scaling" not in optimizer.state_dict()["param_groups"][0]
+    assert optimizer.state_dict()["param_groups"][0]["scaling"] == "callable"
     optimizer.load_state_dict(optimizer.state_dict())
     assert optimizer.param_groups[0]["scaling"] is rule
 

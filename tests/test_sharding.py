@@ -303,6 +303,21 @@ def test_a_checkpoint_continues_bit_for_bit_on_the_same_layout(
         assert all(torch.equal(found[k], v) for k, v in params.items())
 
 
+def a_rule(moments):
+    return moments.numel
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+def test_a_checkpoint_leaves_a_callable_scaling_to_the_optimizer(
+    workers, tmp_path, flags
+):
+    args = ("FSDP2", tmp_path, torch.float64, flags, 4, {"scaling": a_rule})
+    params, scales, _ = workers.run(2, checkpoints.save, *args)[0]
+    found, found_scales, _ = workers.run(2, checkpoints.load, *args)[0]
+    assert found_scales == scales
+    assert all(torch.equal(found[k], v) for k, v in params.items())
+
+
 @pytest.mark.parametrize("world", [1, 3, 4])
 def test_a_checkpoint_of_two_ranks_continues_on_other_numbers(workers, tmp_path, world):
     args = ("FSDP2", tmp_path, torch.float64, {})

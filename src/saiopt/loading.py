@@ -11,6 +11,10 @@ from torch import Tensor
 
 from .state import misfit
 
+# Stands for a scaling in a state_dict: flattened distributed checkpoints load the keys
+# that they have saved.
+A_CALLABLE = "callable"
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -109,6 +113,8 @@ def fill_in(
     for group, old in zip(groups, held or [defaults] * len(groups), strict=True):
         for key, value in old.items():
             group.setdefault(key, value)
+        if group["scaling"] == A_CALLABLE:
+            group["scaling"] = old["scaling"]
         if held:
             group.update(foreach=old["foreach"], fused=old["fused"])
 

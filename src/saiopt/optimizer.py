@@ -197,15 +197,17 @@ class SGDSaI(Optimizer):
             work.run()
 
     def state_dict(self) -> StateDict:
-        """Return the state and the options, without a `scaling` that is a callable.
+        """Return the state and the options; code is not among them.
 
         Returns:
-            What :meth:`load_state_dict` needs to continue bit for bit.
+            What :meth:`load_state_dict` needs to continue bit for bit. In the place of
+            a `scaling` that is a callable it has a word, for which loading keeps the
+            optimizer's own.
         """
         saved = super().state_dict()
         for group in saved["param_groups"]:
             if callable(group["scaling"]):
-                del group["scaling"]
+                group["scaling"] = loading.A_CALLABLE
         return saved
 
     def load_state_dict(self, state_dict: StateDict) -> None:
