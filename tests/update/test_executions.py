@@ -108,6 +108,23 @@ def test_a_number_that_is_not_finite_stays_one_and_spreads_within_its_group(
         assert lost.sum() == reach.stop - reach.start
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@REFERENCE_TOO
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("state_dtype", [None, "int8", "int4"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_block_that_starts_forgets_what_is_not_finite(
+    bad, state_dtype, dtype, update
+):
+    block = make_block((64, 96), dtype, state_dtype, None)
+    expected = copy_of(block)
+    held = block.momentum_buffer if state_dtype is None else block.momentum_scale
+    held.view(-1)[:100] = bad
+    for one in (block, expected):
+        update([one], OPTIONS["starting"])
+    assert_equal_blocks(block, expected)
+
+
 @REFERENCE_TOO
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_autograd_learns_that_a_saved_parameter_has_changed(dtype, update):

@@ -39,10 +39,25 @@ def test_processes_that_compile_at_once_leave_one_library(tmp_path):
 
 
 @NEEDS_COMPILER
-def test_a_cache_that_cannot_be_written_is_replaced_by_a_private_one(tmp_path):
+def test_a_cache_that_cannot_be_written_is_replaced_for_a_moment(tmp_path):
     occupied = tmp_path / "file"
     occupied.touch()
     process = start(LOAD, XDG_CACHE_HOME=str(occupied), TMPDIR=str(tmp_path))
+    assert str(tmp_path / "saiopt-") in output(process)
+    assert list(tmp_path.iterdir()) == [occupied]
+
+
+HOMELESS = """
+import pathlib
+def expanduser(path):
+    raise RuntimeError("Could not determine home directory.")
+pathlib.Path.expanduser = expanduser
+"""
+
+
+@NEEDS_COMPILER
+def test_a_user_without_a_home_has_no_cache(tmp_path):
+    process = start(HOMELESS + LOAD, XDG_CACHE_HOME="", TMPDIR=str(tmp_path))
     assert str(tmp_path / "saiopt-") in output(process)
 
 

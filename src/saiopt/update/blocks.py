@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -57,11 +58,10 @@ class Coefficients(NamedTuple):
         Returns:
             The coefficients.
         """
-        lr = group["lr"]
         return cls(
-            lr=lr.squeeze() if isinstance(lr, Tensor) else lr,
-            momentum=0.0 if starting else group["momentum"],
-            weight_decay=group["weight_decay"],
+            lr=_at_least_float32(group["lr"]),
+            momentum=0.0 if starting else float(group["momentum"]),
+            weight_decay=float(group["weight_decay"]),
             maximize=group["maximize"],
         )
 
@@ -74,3 +74,11 @@ class Coefficients(NamedTuple):
     def sign(self) -> int:
         """Return the sign of the step along the momentum."""
         return 1 if self.maximize else -1
+
+
+def _at_least_float32(lr: float | Tensor) -> float | Tensor:
+    if not isinstance(lr, Tensor):
+        return float(lr)
+    # In 16 bits 1 - ηλ is often 1.
+    dtype = torch.promote_types(lr.dtype, torch.float32)
+    return lr.squeeze().to(dtype)

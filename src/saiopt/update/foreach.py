@@ -42,7 +42,7 @@ def _apply(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     grads = [b.grad for b in blocks]
     moved = [b.momentum_buffer for b in blocks if b.momentum_buffer is not None]
     if moved:
-        torch._foreach_lerp_(moved, grads, 1 - coefficients.momentum)
+        reference.average(moved, grads, coefficients)
     if coefficients.weight_decay != 0:
         torch._foreach_mul_(params, coefficients.shrink)
     scales = [b.scale.to(b.param.dtype) for b in blocks]

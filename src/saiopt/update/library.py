@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -26,8 +28,8 @@ def load() -> ctypes.CDLL | str:
     """Return the compiled kernel, or the reason why there is none.
 
     The first call on a machine compiles it, about a second, and leaves the library
-    under ``$XDG_CACHE_HOME/saiopt`` (``~/.cache/saiopt``), or where that cannot be
-    written in a private temporary directory. Its name tells the source, the compiler,
+    under ``$XDG_CACHE_HOME/saiopt`` (``~/.cache/saiopt``); where that cannot be written
+    every process compiles its own and leaves nothing behind. Its name tells the source, the compiler,
     the flags and the processor apart, so that a home directory may be shared between
     machines, and it appears there only when complete, so that processes may race.
 
@@ -40,7 +42,8 @@ def load() -> ctypes.CDLL | str:
     if compiler is None:
         return "there is no C compiler (none of $CC, cc, gcc and clang)"
     try:
-        return ctypes.CDLL(str(_built(compiler)))
+        with _directory() as directory:
+            return ctypes.CDLL(str(_built(compiler, directory)))
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or ["no message"]
         return f"{compiler} failed: {lines[-1]}"
@@ -53,7 +56,7 @@ def _compiler() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-def _built(compiler: str) -> Path:
+def _built(compiler: str, directory: Path) -> Path:
     """Return the path of the library, compiled if it is not there yet."""
     native = _processor()
     # A library for this processor alone may only be kept under this processor's name.
@@ -62,7 +65,7 @@ def _built(compiler: str) -> Path:
     kind = "\n".join((compiler, *flags, platform.machine(), native))
     source = _SOURCE.read_bytes() + _HEADER.read_bytes()
     digest = hashlib.sha256(source + kind.encode()).hexdigest()[:20]
-    target = _cache_directory() / f"kernel-{digest}.so"
+    target = directory / f"kernel-{digest}.so"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
             fresh = Path(scratch) / target.name
@@ -108,13 +111,24 @@ def _processor() -> str:
     return "\n".join(dict.fromkeys(line for line in lines if line.startswith(named)))
 
 
-def _cache_directory() -> Path:
-    """Return a directory that only this user writes to."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    directory = Path(root) / "saiopt"
+@contextlib.contextmanager
+def _directory() -> Iterator[Path]:
+    """Yield a directory that only this user writes to, perhaps for a moment only."""
+    cache = _cache_directory()
+    if cache is not None:
+        yield cache
+        return
+    with tempfile.TemporaryDirectory(prefix="saiopt-") as moment:
+        yield Path(moment)
+
+
+def _cache_directory() -> Path | None:
     try:
+        # RuntimeError: a user without a home, as in some containers.
+        root = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+        directory = Path(root) / "saiopt"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):
             return directory
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="saiopt-"))
+    except (OSError, RuntimeError):
+        return None

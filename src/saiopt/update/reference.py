@@ -75,6 +75,26 @@ def advance(blocks: Sequence[Block]) -> None:
         torch._foreach_add_(seeds, 1)
 
 
+def average(
+    buffers: Sequence[Tensor], grads: Sequence[Tensor], coefficients: Coefficients
+) -> Sequence[Tensor]:
+    """Apply m = μ m + (1-μ) g, where μ = 0 forgets even what is not finite.
+
+    Args:
+        buffers: m, changed in place.
+        grads: g, of the same dtypes.
+        coefficients: with μ.
+
+    Returns:
+        m.
+    """
+    if coefficients.momentum == 0:
+        torch._foreach_copy_(buffers, grads)
+    else:
+        torch._foreach_lerp_(buffers, grads, 1 - coefficients.momentum)
+    return buffers
+
+
 def computes_in_place(block: Block) -> bool:
     """Tell whether one dtype serves for both storage and arithmetic.
 
@@ -98,7 +118,7 @@ def _apply(
 ) -> None:
     """Apply the rule in place, without a temporary of the parameter's size."""
     if buffer is not None:
-        grad = buffer.lerp_(grad, 1 - coefficients.momentum)
+        grad = average([buffer], [grad], coefficients)[0]
     if coefficients.weight_decay != 0:
         param.mul_(coefficients.shrink)
     param.addcmul_(grad, step_size, value=coefficients.sign)

@@ -41,16 +41,17 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
 
 
 def _knows(block: Block) -> bool:
-    # torch's fused SGD reads strided tensors as if they were contiguous.
+    # torch's fused SGD reads tensors as if they were contiguous and not negated.
     tensors = (block.param, block.grad, block.momentum_buffer)
-    contiguous = all(t.is_contiguous() for t in tensors if t is not None)
-    return contiguous and block.scale.dim() == 0 and reference.computes_in_place(block)
+    plain = all(t.is_contiguous() and not t.is_neg() for t in tensors if t is not None)
+    return plain and block.scale.dim() == 0 and reference.computes_in_place(block)
 
 
 def _apply(block: Block, scale: float, lr: float, coefficients: Coefficients) -> None:
     momentum = block.grad
     if block.momentum_buffer is not None:
-        momentum = block.momentum_buffer.lerp_(block.grad, 1 - coefficients.momentum)
+        momentum = block.momentum_buffer
+        reference.average([momentum], [block.grad], coefficients)
     torch._fused_sgd_(
         [block.param],
         [momentum],
