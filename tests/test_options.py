@@ -1,5 +1,7 @@
+import io
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -104,3 +106,89 @@ def test_parameters_may_be_replaced_by_others_of_the_same_shape():
     optimizer.load_state_dict(optimizer.state_dict())
     optimizer.step()
     assert optimizer.state[replaced]["scale"] > 0
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int64])
+def test_numbers_of_numpy_are_kept_as_pythons(kind):
+    optimizer = SGDSaI([{"params": [param()], "weight_decay": kind(1)}], lr=kind(2))
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    [group] = torch.load(file, weights_only=True)["param_groups"]
+    assert (group["lr"], group["weight_decay"]) == (2, 1)
+
+
+def test_parameters_without_a_shape_are_refused():
+    layer = torch.nn.LazyLinear(2)
+    with pytest.raises(ValueError, match="params must have their shapes"):
+        SGDSaI(layer.parameters())
+    layer(torch.ones(1, 3))
+    SGDSaI(layer.parameters())
+
+
+def test_a_state_dtype_that_is_set_before_the_first_step_is_kept_to():
+    weight = param()
+    weight.grad = torch.ones(3)
+    optimizer = SGDSaI([weight])
+    optimizer.param_groups[0]["state_dtype"] = torch.bfloat16
+    optimizer.step()
+    assert optimizer.state[weight]["momentum_buffer"].dtype == torch.bfloat16
+    assert optimizer.param_groups[0]["state_dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("option", ["scaling", "state_dtype"])
+def test_a_name_that_does_not_exist_is_refused_where_a_group_gets_it(option):
+    weight = param()
+    weight.grad = torch.ones(3)
+    optimizer = SGDSaI([weight])
+    optimizer.param_groups[0][option] = "sqrt_nummel"
+    with pytest.raises(ValueError, match=rf"{option} must be .* got 'sqrt"):
+        optimizer.step()
+    assert not optimizer.state
+    assert torch.equal(weight, torch.ones(3))
+
+
+def test_a_scaling_that_does_not_exist_is_refused_where_a_block_begins_late():
+    weight = param()
+    optimizer = SGDSaI([weight])
+    optimizer.step()
+    optimizer.param_groups[0]["scaling"] = "sqrt_nummel"
+    weight.grad = torch.ones(3)
+    with pytest.raises(ValueError, match=r"scaling must be one of .* got sqrt"):
+        optimizer.step()
+    assert torch.equal(weight, torch.ones(3))
+
+
+def test_stochastic_rounding_can_be_turned_off_and_on_later():
+    weight = torch.nn.Parameter(torch.ones(64, 64, dtype=torch.bfloat16))
+    optimizer = SGDSaI([weight], lr=1e-6, weight_decay=0.0, scaling="none")
+    [group] = optimizer.param_groups
+    moved = []
+    for rounds in (None, False, None):
+        group["stochastic_rounding"] = rounds
+        before = weight.detach().clone()
+        for _ in range(5):
+            weight.grad = torch.ones_like(weight)
+            optimizer.step()
+        moved.append(not torch.equal(weight, before))
+    assert moved == [True, False, True]
+
+
+def test_a_momentum_that_is_not_kept_does_not_round():
+    weight = torch.nn.Parameter(torch.ones(64, 64))
+    weight.grad = torch.ones_like(weight)
+    optimizer = SGDSaI([weight], momentum=0.0, state_dtype="int4")
+    optimizer.step()
+    assert optimizer.state[weight].keys() == {"scale"}
+
+
+@pytest.mark.parametrize("execution", [{}, {"foreach": True}, {"fused": False}])
+def test_a_learning_rate_in_16_bits_decays_as_a_float(execution):
+    shrunk = []
+    for lr in (0.125, torch.tensor(0.125, dtype=torch.bfloat16)):
+        weight = param()
+        weight.grad = torch.zeros(3)
+        SGDSaI([weight], lr=lr, weight_decay=0.01, **execution).step()
+        shrunk.append(weight.detach())
+    assert torch.equal(*shrunk)
+    assert shrunk[0].max() < 1

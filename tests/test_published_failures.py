@@ -73,9 +73,10 @@ def test_lora_a_calibrates_at_its_first_non_zero_gradient_and_trains():
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("execution", [{"foreach": False}, {"foreach": True}])
-def test_a_dummy_step_with_zero_gradients_and_rate_changes_nothing(execution):
-    plain, dummied = TinyTransformer(), None
+def test_a_dummy_step_with_zero_gradients_and_rate_changes_nothing(execution, dtype):
+    plain = TinyTransformer().to(dtype)
     dummied = copy.deepcopy(plain)
     optimizers = [SGDSaI(m.parameters(), 1e-3, **execution) for m in (plain, dummied)]
     for param in dummied.parameters():
@@ -89,8 +90,9 @@ def test_a_dummy_step_with_zero_gradients_and_rate_changes_nothing(execution):
         assert torch.equal(p, q)
 
 
-def test_asking_for_a_distributed_checkpoint_before_training_changes_nothing():
-    plain = TinyTransformer()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_asking_for_a_distributed_checkpoint_before_training_changes_nothing(dtype):
+    plain = TinyTransformer().to(dtype)
     asked = copy.deepcopy(plain)
     optimizers = [SGDSaI(m.parameters(), 1e-3) for m in (plain, asked)]
     saved = get_optimizer_state_dict(asked, optimizers[1])

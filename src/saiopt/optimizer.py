@@ -48,9 +48,9 @@ class SGDSaI(Optimizer):
             units.
         weight_decay: λ >= 0, decoupled.
         scaling: `"gsnr"`, `"gsnr_max"` (divided by the largest g-SNR of all blocks at
-            the first calibration, the paper's Algorithm 1), `"sqrt_numel"` (√n),
-            `"none"` (1), or a callable from :class:`saiopt.Moments` to one scale per
-            block.
+            the first calibration, the paper's Algorithm 1, for which all ranks are
+            asked in every step until then), `"sqrt_numel"` (√n), `"none"` (1), or a
+            callable from :class:`saiopt.Moments` to one scale per block.
         maximize: step along the gradient.
         foreach: whether to update lists of tensors together. None chooses.
         fused: whether to use a fused kernel. None chooses.
@@ -103,7 +103,7 @@ class SGDSaI(Optimizer):
         state_dtype: torch.dtype | Literal["int4"] | None = None,
         stochastic_rounding: bool | None = None,
     ) -> None:
-        defaults = {
+        given = {
             "lr": lr,
             "momentum": momentum,
             "eps": eps,
@@ -112,9 +112,10 @@ class SGDSaI(Optimizer):
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
-            "state_dtype": options.state_dtype_name(state_dtype),
+            "state_dtype": state_dtype,
             "stochastic_rounding": stochastic_rounding,
         }
+        defaults = options.normalised(given)
         options.check(defaults)
         self._pending, self._shapes, self._known = {}, set(), {}
         super().__init__(params, defaults)
@@ -129,9 +130,7 @@ class SGDSaI(Optimizer):
             TypeError: an option or a parameter is of the wrong kind.
             ValueError: an option is out of its range.
         """
-        if "state_dtype" in param_group:
-            named = options.state_dtype_name(param_group["state_dtype"])
-            param_group = {**param_group, "state_dtype": named}
+        param_group = options.normalised(param_group)
         options.check({**self.defaults, **param_group})
         super().add_param_group(param_group)
         group = self.param_groups[-1]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Container, Mapping
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from .scaling import NAMES
 
@@ -18,20 +20,28 @@ _DTYPE_NAMES = {
     torch.int8: "int8",
 }
 STATE_DTYPES = (*_DTYPE_NAMES.values(), "int4")
+_NUMBERS = {"lr", "momentum", "eps", "weight_decay"}
 
 
-def state_dtype_name(state_dtype: object) -> object:
-    """Return the name under which a group keeps its state dtype.
+def normalised(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Write options as a group keeps them.
 
     Args:
-        state_dtype: what the user gave.
+        options: what the user gave, not all of them perhaps, and keys of his own.
 
     Returns:
-        A name of :data:`STATE_DTYPES`, or what was given where it has none.
+        The same with the name of the state dtype, and with Python's own numbers:
+        `torch.load` refuses those of NumPy.
     """
-    if isinstance(state_dtype, torch.dtype):
-        return _DTYPE_NAMES.get(state_dtype, state_dtype)
-    return state_dtype
+    found = dict(options)
+    for name in _NUMBERS & found.keys():
+        value = found[name]
+        if type(value) not in (bool, int, float) and isinstance(value, Real):
+            found[name] = float(value)
+    if isinstance(found.get("state_dtype"), torch.dtype):
+        dtype = found["state_dtype"]
+        found["state_dtype"] = _DTYPE_NAMES.get(dtype, dtype)
+    return found
 
 
 def check(options: Mapping[str, Any]) -> None:
@@ -48,6 +58,23 @@ def check(options: Mapping[str, Any]) -> None:
     _check_number("momentum", options["momentum"], below=1)
     _check_number("eps", options["eps"])
     _check_number("weight_decay", options["weight_decay"])
+    check_names(options)
+    _check_flag("maximize", options["maximize"], optional=False)
+    for name in ("foreach", "fused", "stochastic_rounding"):
+        _check_flag(name, options[name], optional=True)
+    if options["foreach"] and options["fused"]:
+        raise ValueError("foreach must be False or None where fused is True, got True")
+
+
+def check_names(options: Mapping[str, Any]) -> None:
+    """Check the options on which the state of a block depends.
+
+    Args:
+        options: the group's options by name.
+
+    Raises:
+        ValueError: there is no such scaling or state dtype.
+    """
     scaling = options["scaling"]
     if not callable(scaling) and scaling not in NAMES:
         names = ", ".join(repr(name) for name in NAMES)
@@ -58,11 +85,6 @@ def check(options: Mapping[str, Any]) -> None:
             "'int4', "
             f"got {options['state_dtype']!r}"
         )
-    _check_flag("maximize", options["maximize"], optional=False)
-    for name in ("foreach", "fused", "stochastic_rounding"):
-        _check_flag(name, options[name], optional=True)
-    if options["foreach"] and options["fused"]:
-        raise ValueError("foreach must be False or None where fused is True, got True")
 
 
 def check_param(param: Tensor, options: Mapping[str, Any]) -> None:
@@ -75,8 +97,14 @@ def check_param(param: Tensor, options: Mapping[str, Any]) -> None:
     Raises:
         RuntimeError: FSDP1 flattened several parameters into this one.
         TypeError: the parameter is complex, sparse or not of floating point.
-        ValueError: `stochastic_rounding` is True for a float16 parameter.
+        ValueError: the parameter has no shape yet, or `stochastic_rounding` is True for
+            one of float16.
     """
+    if is_lazy(param):
+        raise ValueError(
+            "params must have their shapes, got one of a lazy module: call the model "
+            "once before making the optimizer"
+        )
     if not param.is_floating_point() or param.layout != torch.strided:
         raise TypeError(
             "params must be dense real tensors of floating point, "

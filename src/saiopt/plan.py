@@ -57,10 +57,15 @@ def plan_group(
         if grad is None:
             continue
         block = local_block(param, grad, states[param])
+        if group["stochastic_rounding"] is False:
+            block = block._replace(rounding_seed=None)
         if param in pending:
             waiting.append(block)
         else:
             (starting if param in begun else running).append(block)
+    # A dummy step, of rate 0, leaves even the noise as it was.
+    if group["weight_decay"] == 0 or _is_zero(group["lr"]):
+        waiting = []
     advance([*starting, *running, *waiting])
     if starting:
         yield Work(execution, starting, Coefficients.of(group, starting=True))
@@ -68,3 +73,8 @@ def plan_group(
         yield Work(execution, running, Coefficients.of(group, starting=False))
     if waiting:
         yield Work(decay, waiting, Coefficients.of(group, starting=False))
+
+
+def _is_zero(lr: float | Tensor) -> bool:
+    # What a tensor holds only its device knows.
+    return not isinstance(lr, Tensor) and lr == 0

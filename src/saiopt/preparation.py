@@ -171,7 +171,11 @@ def prepare(
 
     Raises:
         RuntimeError: see :func:`saiopt.state.momentum`.
+        ValueError: an option that was changed in a group has no such value.
     """
+    for group, _ in members:
+        group.update(options.normalised(group))
+        options.check_names(group)
     pairs = ((param, group) for group, params in members for param in params)
     for ordinal, (param, group) in enumerate(pairs):
         entry = states.get(param)

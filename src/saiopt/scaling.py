@@ -61,7 +61,8 @@ def scales(scaling: Scaling, moments: Moments, eps: float) -> Tensor:
         Scales, float64, shape (num_blocks,).
 
     Raises:
-        ValueError: a callable returns another shape than the moments have.
+        ValueError: a callable returns another shape than the moments have, or there is
+            no rule of this name.
     """
     if callable(scaling):
         result = torch.as_tensor(scaling(moments), dtype=torch.float64, device="cpu")
@@ -75,4 +76,6 @@ def scales(scaling: Scaling, moments: Moments, eps: float) -> Tensor:
         return moments.numel.sqrt()
     if scaling == "none":
         return torch.ones_like(moments.numel)
-    return gsnr(moments, eps)
+    if scaling in NAMES:
+        return gsnr(moments, eps)
+    raise ValueError(f"scaling must be one of {', '.join(NAMES)}, got {scaling}")

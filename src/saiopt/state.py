@@ -214,5 +214,7 @@ def _first_seed(param: Tensor, ordinal: int) -> Tensor:
 def _rounds_stochastically(param: Tensor, options: Mapping[str, Any]) -> bool:
     if options["stochastic_rounding"] is False:
         return False
-    stored = {param.dtype, _momentum_dtype(param, options)}
+    stored = {param.dtype}
+    if options["momentum"] != 0:
+        stored.add(_momentum_dtype(param, options))
     return bool(stored & {torch.bfloat16, torch.int8, torch.uint8})

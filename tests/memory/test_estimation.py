@@ -85,6 +85,13 @@ def test_the_estimate_is_what_a_real_step_allocates(model_name, optimizer_name, 
     assert found.gradients.tensor_bytes == bytes_of(grads)
 
 
+def test_an_expanded_buffer_counts_once():
+    model = nn.Linear(3, 2)
+    model.register_buffer("row", torch.zeros(10).expand(500, 10))
+    found = estimate(model, lambda params: SGDSaI(params), dtype=torch.bfloat16)
+    assert found.buffers.tensor_bytes == 20
+
+
 @pytest.mark.parametrize(
     ("module", "name"),
     [

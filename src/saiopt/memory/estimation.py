@@ -177,7 +177,8 @@ def _dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
 
 def _buffer_sizes(model: nn.Module, dtype: torch.dtype | None) -> list[int]:
     return [
-        b.numel() * _dtype(b, dtype).itemsize for b in stored_tensors(model.buffers())
+        storage_bytes(b) // b.itemsize * _dtype(b, dtype).itemsize
+        for b in stored_tensors(model.buffers())
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Callable, Sequence
 
@@ -51,9 +52,14 @@ def _kernel(params: Sequence[Tensor]) -> Execution | str:
     """Return the fused execution, or the reason why there is none."""
     if not any(param.is_cuda for param in params):
         return cpu.unavailable(params) or cpu.update
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         return "triton is not installed"
     # Loaded only where it is needed, since it loads triton.
     from . import triton
 
     return triton.unavailable(params) or triton.update
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None

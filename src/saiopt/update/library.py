@@ -29,9 +29,10 @@ def load() -> ctypes.CDLL | str:
 
     The first call on a machine compiles it, about a second, and leaves the library
     under ``$XDG_CACHE_HOME/saiopt`` (``~/.cache/saiopt``); where that cannot be written
-    every process compiles its own and leaves nothing behind. Its name tells the source, the compiler,
-    the flags and the processor apart, so that a home directory may be shared between
-    machines, and it appears there only when complete, so that processes may race.
+    every process compiles its own and leaves nothing behind. Its name tells the source,
+    the compiler, the flags and the processor apart, so that a home directory may be
+    shared between machines, and it appears there only when complete, so that processes
+    may race.
 
     Returns:
         The library, or a sentence.

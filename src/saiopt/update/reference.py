@@ -76,8 +76,8 @@ def advance(blocks: Sequence[Block]) -> None:
 
 
 def average(
-    buffers: Sequence[Tensor], grads: Sequence[Tensor], coefficients: Coefficients
-) -> Sequence[Tensor]:
+    buffers: list[Tensor], grads: list[Tensor], coefficients: Coefficients
+) -> list[Tensor]:
     """Apply m = μ m + (1-μ) g, where μ = 0 forgets even what is not finite.
 
     Args:
