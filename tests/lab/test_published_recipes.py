@@ -253,6 +253,43 @@ def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
         read_table(str(tmp_path), "train", ("text",))
 
 
+@pytest.mark.parametrize(("part", "held"), [("train", "train"), ("test[:2]", "test")])
+def test_a_folder_of_one_split_is_not_taken_for_another(
+    tmp_path: Path, part: str, held: str
+) -> None:
+    table = datasets.Dataset.from_dict({"text": ["a", "b"]}, split=part)
+    table.save_to_disk(tmp_path)
+    assert read_table(str(tmp_path), held, ("text",))["text"][:] == ["a", "b"]
+    other = {"train": "test", "test": "train"}[held]
+    sentence = f"task.data must have the split {other}, got {tmp_path} with {held} only"
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(sentence)}$"):
+        read_table(str(tmp_path), other, ("text",))
+
+
+def test_a_folder_of_several_splits_names_them_where_one_is_missing(
+    tmp_path: Path,
+) -> None:
+    table = datasets.Dataset.from_dict({"text": ["a"]})
+    datasets.DatasetDict(train=table, test=table).save_to_disk(tmp_path)
+    assert read_table(str(tmp_path), "test", ("text",))["text"][:] == ["a"]
+    with pytest.raises(FileNotFoundError, match=r"split dev, got .* with train, test"):
+        read_table(str(tmp_path), "dev", ("text",))
+
+
+def test_images_whose_classes_differ_between_splits_are_refused(tmp_path: Path) -> None:
+    for split, names in (("train", ("cat", "dog", "eel")), ("val", ("dog", "eel"))):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            image(8, 0).save(tmp_path / split / name / "0.png")
+    assert read_table(str(tmp_path), "train", ("image", "label"))["label"][:] == [
+        0,
+        1,
+        2,
+    ]
+    with pytest.raises(FileNotFoundError, match=r"in val as in train, .* cat in"):
+        read_table(str(tmp_path), "val", ("image", "label"))
+
+
 @pytest.mark.parametrize(
     ("command", "sentence"),
     [
@@ -262,7 +299,10 @@ def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
         ("train gpt2m-lora-e2e", "task.data .*hf download .*"),
         ("train sd-lora", "task.images must be a folder with PNG, .*"),
         ("train sd-lora --set task.images=.", "task.images must be a folder .*"),
-        ("train resnet18-cifar10 --set task.data=.", "task.data must be a folder .*"),
+        (
+            "train resnet18-cifar10 --set task.data=.",
+            "task.data .* split train, got .*",
+        ),
         ("noise phase --data mnist", "source must be a folder .* got none .*"),
         ("noise phase --data cifar10 --source .", "source must be a folder .*"),
     ],

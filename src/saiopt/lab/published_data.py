@@ -22,6 +22,10 @@ _TABLES = {
 }
 
 
+class _SplitError(FileNotFoundError):
+    """A folder of data is there, but not with the split that is asked for."""
+
+
 def require(package: str, extra: str) -> ModuleType:
     """Import a package that only some recipes need.
 
@@ -58,7 +62,8 @@ def read_table(source: str, split: str, columns: tuple[str, ...]) -> "Dataset":
         The rows.
 
     Raises:
-        FileNotFoundError: If it cannot be had, or lacks a column.
+        FileNotFoundError: If it cannot be had, lacks the split or a column, or its
+            images have other classes than those of ``train``.
     """
     datasets = require("datasets", "published")
     path = Path(source)
@@ -99,9 +104,12 @@ def read_checkpoint(source: str, field: str, load: Callable[[str], _T]) -> _T:
 
 def _read_folder(datasets: ModuleType, path: Path, split: str) -> "Dataset":
     if (path / "state.json").exists():
-        return datasets.load_from_disk(str(path))
+        return _only_table(datasets.load_from_disk(str(path)), path, split)
     if (path / "dataset_dict.json").exists():
-        return datasets.load_from_disk(str(path))[split]
+        tables = datasets.load_from_disk(str(path))
+        if split not in tables:
+            raise _lacks(path, split, f"with {', '.join(tables)} only")
+        return tables[split]
     cache = str(cache_folder() / "datasets")
     for suffix, kind in _TABLES.items():
         files = sorted(str(file) for file in path.rglob(f"{split}*.{suffix}"))
@@ -110,17 +118,49 @@ def _read_folder(datasets: ModuleType, path: Path, split: str) -> "Dataset":
                 kind, data_files=files, split="train", cache_dir=cache
             )
     if not (path / split).is_dir():
-        raise FileNotFoundError(f"no {split} in {path}")
+        raise _lacks(path, split, "without it")
+    _check_classes(path, split)
     return datasets.load_dataset(
         "imagefolder", data_dir=str(path / split), split="train", cache_dir=cache
     )
+
+
+def _only_table(table: "Dataset", path: Path, split: str) -> "Dataset":
+    """Return the table of a folder that holds one, if it is the split."""
+    # A part of a split is named like train[:10%].
+    held = str(table.split or "train").split("[")[0]
+    if held != split:
+        raise _lacks(path, split, f"with {held} only")
+    return table
+
+
+def _check_classes(path: Path, split: str) -> None:
+    """See that numbers mean the same classes in all splits of a folder of images."""
+    if not (path / "train").is_dir():
+        return
+    asked, trained = _classes(path / split), _classes(path / "train")
+    if asked != trained:
+        differing = ", ".join(sorted(asked ^ trained)[:3])
+        raise _SplitError(
+            f"task.data must have the same classes in {split} as in train, got {path} "
+            f"with {differing} in one of them"
+        )
+
+
+def _classes(folder: Path) -> set[str]:
+    visible = (entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return {entry.name for entry in visible if entry.is_dir()}
+
+
+def _lacks(path: Path, split: str, how: str) -> _SplitError:
+    return _SplitError(f"task.data must have the split {split}, got {path} {how}")
 
 
 def _obtain(source: str, field: str, load: Callable[[], _T]) -> _T:
     try:
         return load()
     except Exception as error:  # the hub's clients raise whatever their parts raise
-        if full_disk(error) is not None:
+        if isinstance(error, _SplitError) or full_disk(error) is not None:
             raise
         kind = "dataset" if field == "data" else "model"
         raise FileNotFoundError(
