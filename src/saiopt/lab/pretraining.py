@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import os
 import pickle
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saiopt.lab.atomic import write_atomically
+from saiopt.lab.atomic import alone, write_atomically
 from saiopt.lab.run import identity_hash
 from saiopt.lab.schedules import lr_factor
 from saiopt.lab.task import Task
@@ -92,7 +91,7 @@ def pretrained(
         torch.__version__,
     ]
     path = folder / f"pretrained-{identity_hash(key)}.pt"
-    with _alone(path.with_suffix(".lock")):
+    with alone(path.with_suffix(".lock")):
         weights = _read(path)
         if weights is None:
             sys.stderr.write(f"pre-training once, {plan.steps} steps, kept in {path}\n")
@@ -152,13 +151,6 @@ def _read(path: Path) -> Weights | None:
     ):
         return None
     return weights if weights.fingerprint == content["fingerprint"] else None
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

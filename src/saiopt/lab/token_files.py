@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saiopt.lab.atomic import write_atomically, write_json
+from saiopt.lab.atomic import alone, write_atomically, write_json
 from saiopt.lab.run import identity_hash
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ def tokenized(
 ) -> TokenFile:
     """Write a table's texts as tokens, or use the file that an earlier call wrote.
 
+    Processes that ask at the same time wait for the one that writes.
+
     Args:
         table: With a column ``text``.
         encode: Makes tokens below 65,536 of texts.
@@ -72,18 +74,24 @@ def tokenized(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"tokens-{identity_hash(key)}.bin"
     about = path.with_suffix(".json")
-    if not about.exists():
-        digest = hashlib.sha256()
-
-        def write(file: BinaryIO) -> None:
-            for chunk in _chunks(table, encode, separator):
-                digest.update(chunk)
-                file.write(chunk)
-
-        write_atomically(path, write)
-        write_json(about, digest.hexdigest()[:16])
+    with alone(path.with_suffix(".lock")):
+        if not about.exists():
+            write_json(about, _write(path, _chunks(table, encode, separator)))
     fingerprint = json.loads(about.read_text())
     return TokenFile(path, path.stat().st_size // 2, fingerprint)
+
+
+def _write(path: Path, chunks: Iterable[bytes]) -> str:
+    """Write chunks; return the hash of what was written."""
+    digest = hashlib.sha256()
+
+    def write(file: BinaryIO) -> None:
+        for chunk in chunks:
+            digest.update(chunk)
+            file.write(chunk)
+
+    write_atomically(path, write)
+    return digest.hexdigest()[:16]
 
 
 def _chunks(
