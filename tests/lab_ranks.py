@@ -1,13 +1,16 @@
 """What ranks do in the tests of the lab."""
 
 import functools
+import unittest.mock
+import weakref
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from saiopt.lab.outcome import carry_out
-from saiopt.lab.ranks import ALONE, Ranks
+from saiopt.lab.ranks import ALONE, Ranks, gathered
 from saiopt.lab.recipe import override
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
@@ -68,3 +71,27 @@ def raise_on_first():
     with pytest.raises(OSError, match="disk full"):
         ranks.on_first(act)
     return True
+
+
+def gather():
+    """Return how many whole tensors a rank holds at most, and what it gets."""
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), "fsdp2")
+    model = override(get_recipe("vit-digits"), SETTINGS).task.load().build_model(0)
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    ranks.spread(model)
+    seen, most, full_tensor = [], 0, DTensor.full_tensor
+
+    def counting(self):
+        nonlocal most
+        whole = full_tensor(self)
+        seen.append(weakref.ref(whole))
+        most = max(most, sum(each() is not None for each in seen))
+        return whole
+
+    with unittest.mock.patch.object(DTensor, "full_tensor", counting):
+        found = gathered([model.state_dict()], ranks)[0]
+    if ranks.is_first:
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    else:
+        assert set(found.values()) == {None}
+    return most, len(seen), len(expected)

@@ -168,3 +168,9 @@ def test_shares_are_disjoint_and_complete():
 
 def test_what_the_first_rank_raises_every_rank_raises(workers):
     assert workers.run(2, lab_ranks.raise_on_first) == [True, True]
+
+
+def test_shards_are_gathered_one_tensor_at_a_time_and_kept_by_the_first(workers):
+    first, second = workers.run(2, lab_ranks.gather)
+    assert first[0] == first[1] == first[2]
+    assert second == (1, first[1], first[2])

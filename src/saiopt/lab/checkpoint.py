@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from saiopt.lab.atomic import write_atomically
-from saiopt.lab.ranks import ALONE, Ranks, load_model, load_optimizer, whole
+from saiopt.lab.ranks import ALONE, Ranks, gathered, load_model, load_optimizer
 from saiopt.lab.run_folder import RunFolderError
 
 
@@ -49,8 +49,8 @@ def save(
         ranks: All processes gather; the first one writes.
     """
     content: dict[str, Any] = {
-        "model": whole(model.state_dict()),
-        "optimizer": whole(optimizer.state_dict()),
+        "model": gathered(model.state_dict(), ranks),
+        "optimizer": gathered(optimizer.state_dict(), ranks),
         "rng": torch.get_rng_state(),
         "position": dataclasses.asdict(position),
     }

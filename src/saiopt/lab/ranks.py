@@ -161,21 +161,39 @@ class Ranks:
 ALONE = Ranks()
 
 
-def whole(state: _T) -> _T:
-    """Gather the shards in a state_dict, which every process must do together.
+def whole(tensor: Tensor) -> Tensor:
+    """Gather the shards of a tensor, which every process must do together.
+
+    Args:
+        tensor: Sharded or not.
+
+    Returns:
+        The tensor as one process alone would have it.
+    """
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(state: _T, ranks: Ranks) -> _T:
+    """Gather the shards in a state_dict on the first process.
+
+    Every process takes part, and on none does more than one whole tensor lie on the
+    device at a time.
 
     Args:
         state: Dictionaries and lists of tensors and plain values.
+        ranks: The processes that share it.
 
     Returns:
-        The same with whole tensors, as one process alone would have it.
+        The same as one process alone would have it, what was sharded on the CPU; on
+        the other processes None stands where shards were.
     """
     if isinstance(state, DTensor):
-        return cast("_T", state.full_tensor())
+        full = state.full_tensor()
+        return cast("_T", full.cpu() if ranks.is_first else None)
     if isinstance(state, dict):
-        return cast("_T", {key: whole(value) for key, value in state.items()})
+        return cast("_T", {key: gathered(v, ranks) for key, v in state.items()})
     if isinstance(state, list):
-        return cast("_T", [whole(value) for value in state])
+        return cast("_T", [gathered(value, ranks) for value in state])
     return state
 
 
@@ -184,7 +202,7 @@ def load_model(model: nn.Module, state: dict[str, Any]) -> None:
 
     Args:
         model: Of any layout.
-        state: What :func:`whole` made of its ``state_dict()``.
+        state: What :func:`gathered` made of its ``state_dict()``.
     """
     held = model.state_dict()
     model.load_state_dict({k: _like(value, held.get(k)) for k, value in state.items()})
@@ -195,7 +213,7 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
     Args:
         optimizer: Of any layout.
-        state: What :func:`whole` made of its ``state_dict()``.
+        state: What :func:`gathered` made of its ``state_dict()``.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
     entries = {
