@@ -1,5 +1,6 @@
 """What ranks do in the tests of the lab."""
 
+import contextlib
 import functools
 import unittest.mock
 import weakref
@@ -9,11 +10,14 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
+from saiopt import SGDSaI
+from saiopt.lab import checkpoint
 from saiopt.lab.outcome import carry_out
-from saiopt.lab.ranks import ALONE, Ranks, gathered
+from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.recipe import override
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
+from saiopt.lab.shards import gathered
 
 SETTINGS = {
     "task.hidden_size": "16",
@@ -95,3 +99,30 @@ def gather():
     else:
         assert set(found.values()) == {None}
     return most, len(seen), len(expected)
+
+
+def draw_after_saving(path):
+    """Return what a rank draws at random once a checkpoint is saved."""
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), "ddp")
+    model = torch.nn.Linear(4, 2)
+    optimizer = SGDSaI(model.parameters())
+    torch.manual_seed(5 + ranks.rank)
+    checkpoint.save(path, model, optimizer, checkpoint.Position(3, 0, 1.0), ranks)
+    return torch.rand(3).tolist()
+
+
+def seeds(runs_dir, stop=None):
+    """Return the seeds of a rank's random numbers at every step of a run."""
+    torch.set_num_threads(1)
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), "ddp")
+    run = Run(override(get_recipe("vit-digits"), SETTINGS), "sgdsai", 0.05, 0)
+    seen = []
+
+    def observe(progress):
+        seen.append(torch.initial_seed())
+        stop_at(stop, progress)
+
+    with contextlib.suppress(KeyboardInterrupt):
+        task = run.recipe.task.load()
+        carry_out(run, task, runs_dir, torch.device("cpu"), observe, ranks)
+    return set(seen)

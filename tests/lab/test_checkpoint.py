@@ -1,5 +1,7 @@
 from pathlib import Path
+from typing import Any
 
+import lab_ranks
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from saiopt import SGDSaI
 from saiopt.lab import checkpoint
 from saiopt.lab.checkpoint import Position
+from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.run_folder import RunFolderError
 
 POSITION = Position(step=3, log_bytes=120, elapsed_seconds=1.5)
@@ -35,6 +38,51 @@ def test_a_restored_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     train(other_model, other_optimizer, 3)
     assert torch.equal(model.weight, other_model.weight)
     assert torch.equal(model.bias, other_model.bias)
+
+
+def draw_after(path: Path, ranks: Ranks) -> list[float]:
+    checkpoint.load(path, *build(), ranks)
+    return torch.rand(3).tolist()
+
+
+def test_every_rank_goes_on_with_its_own_random_numbers(
+    tmp_path: Path, workers: Any
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    expected = workers.run(2, lab_ranks.draw_after_saving, path)
+    assert expected[0] != expected[1]
+    assert [draw_after(path, Ranks(r, 2, "ddp")) for r in range(2)] == expected
+    assert draw_after(path, ALONE) == expected[0]
+
+
+def test_ranks_that_are_new_draw_what_no_other_draws(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, *build(), POSITION)
+    ranks = [Ranks(rank, 3, "ddp") for rank in range(3)]
+    first, again = ([draw_after(path, r) for r in ranks] for _ in range(2))
+    assert first == again
+    assert len({tuple(draws) for draws in first}) == 3
+
+
+def test_a_checkpoint_of_an_older_form_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, *build(), POSITION)
+    expected = torch.rand(3).tolist()
+    content = torch.load(path)
+    [states] = content.pop("generators")
+    torch.save({**content, "rng": states["cpu"]}, path)
+    assert draw_after(path, ALONE) == expected
+
+
+@pytest.mark.gpu
+def test_a_model_on_a_gpu_keeps_the_generator_of_that_gpu(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    model = nn.Linear(4, 2).cuda()
+    optimizer = SGDSaI(model.parameters())
+    checkpoint.save(path, model, optimizer, POSITION)
+    expected = torch.rand(3, device="cuda")
+    checkpoint.load(path, model, optimizer)
+    assert torch.equal(torch.rand(3, device="cuda"), expected)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 1000])

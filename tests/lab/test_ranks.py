@@ -174,3 +174,13 @@ def test_shards_are_gathered_one_tensor_at_a_time_and_kept_by_the_first(workers)
     first, second = workers.run(2, lab_ranks.gather)
     assert first[0] == first[1] == first[2]
     assert second == (1, first[1], first[2])
+
+
+def test_every_rank_draws_its_own_random_numbers_and_the_first_those_of_one_process(
+    workers, tmp_path
+):
+    begun = workers.run(2, lab_ranks.seeds, tmp_path, 10)
+    assert begun[0] == {0}
+    assert len(begun[1]) == 1
+    assert begun[0] != begun[1]
+    assert workers.run(2, lab_ranks.seeds, tmp_path) == begun

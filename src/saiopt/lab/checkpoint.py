@@ -3,16 +3,19 @@
 import dataclasses
 import pickle
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from saiopt.lab.atomic import write_atomically
-from saiopt.lab.ranks import ALONE, Ranks, gathered, load_model, load_optimizer
+from saiopt.lab.draws import seed_of
+from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.run_folder import RunFolderError
+from saiopt.lab.shards import gathered, load_model, load_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,23 +54,26 @@ def save(
     content: dict[str, Any] = {
         "model": gathered(model.state_dict(), ranks),
         "optimizer": gathered(optimizer.state_dict(), ranks),
-        "rng": torch.get_rng_state(),
+        "generators": ranks.collect(_generators(_device(model))),
         "position": dataclasses.asdict(position),
     }
-    if torch.cuda.is_available():
-        content["cuda_rng"] = torch.cuda.get_rng_state_all()
     ranks.on_first(
         lambda: write_atomically(path, lambda file: torch.save(content, file))
     )
 
 
-def load(path: Path, model: nn.Module, optimizer: Optimizer) -> Position:
+def load(
+    path: Path, model: nn.Module, optimizer: Optimizer, ranks: Ranks = ALONE
+) -> Position:
     """Bring a model, an optimizer and the random generators back.
+
+    A process that was not there when the file was written draws new random numbers.
 
     Args:
         path: Written by :func:`save`.
         model: Built like the one that was saved.
         optimizer: Built like the one that was saved, on ``model``.
+        ranks: The processes that go on, each with its own generators.
 
     Returns:
         Where the run stood.
@@ -79,9 +85,9 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer) -> Position:
         content = torch.load(path, map_location="cpu", weights_only=True)
         load_model(model, content["model"])
         load_optimizer(optimizer, content["optimizer"])
-        torch.set_rng_state(content["rng"])
-        if "cuda_rng" in content:
-            torch.cuda.set_rng_state_all(content["cuda_rng"])
+        # Older checkpoints have the state of one process on the CPU only.
+        states = content.get("generators") or [{"cpu": content["rng"]}]
+        _set_generators(states, ranks.rank, _device(model))
         return Position(**content["position"])
     except (
         RuntimeError,
@@ -96,3 +102,26 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer) -> Position:
             f"checkpoint must be readable, got a damaged {path}; it is left as it is: "
             "remove or move its run folder to train the run again"
         ) from error
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of the generators that a model on a device draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_generators(
+    states: Sequence[Mapping[str, Tensor]], rank: int, device: torch.device
+) -> None:
+    if rank >= len(states):
+        torch.manual_seed(seed_of(states[0]["cpu"].numpy().tobytes(), rank))
+        return
+    torch.set_rng_state(states[rank]["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[rank]["cuda"], device)

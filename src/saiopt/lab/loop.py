@@ -8,17 +8,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saiopt.analysis.gsnr import GSNRProbe
 from saiopt.analysis.image_grid import write_grid
 from saiopt.lab import checkpoint
+from saiopt.lab.draws import seed_of
 from saiopt.lab.environment import deterministic
 from saiopt.lab.optimizers import build_optimizer, set_mode, state_bytes
-from saiopt.lab.ranks import ALONE, Ranks, whole
+from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.run import Run
 from saiopt.lab.run_folder import RunFolder
 from saiopt.lab.schedules import lr_factor
+from saiopt.lab.shards import whole
 from saiopt.lab.task import Batch, Illustrated, Task
 from saiopt.optimizer import SGDSaI
 from saiopt.release import step_in_backward
@@ -105,7 +107,7 @@ class _Session:
         self.run, self.recipe, self.task = run, run.recipe, task
         self.folder, self.device, self.observe = folder, device, observe
         self.ranks = ranks
-        self.model = task.build_model(run.seed).to(device)
+        self.model = self._build_model().to(device)
         self.spread = ranks.spread(self.model)
         self.optimizer = build_optimizer(
             run.optimizer, self.model, run.lr, run.weight_decay, run.seed
@@ -114,6 +116,15 @@ class _Session:
         self.step = 0
         self.started = time.perf_counter()
         self._resume()
+
+    def _build_model(self) -> nn.Module:
+        # What a run before this one has drawn on this rank must not matter.
+        torch.manual_seed(self.run.seed)
+        model = self.task.build_model(self.run.seed)
+        if not self.ranks.is_first:
+            # Otherwise dropout would leave out the same of every rank's examples.
+            torch.manual_seed(seed_of(self.run.seed, self.ranks.rank))
+        return model
 
     def run_to_end(self) -> dict[str, Any]:
         with self._releasing():
@@ -237,7 +248,9 @@ class _Session:
         if not self.folder.checkpoint.exists():
             self.folder.truncate_log(0)
             return
-        position = checkpoint.load(self.folder.checkpoint, self.model, self.optimizer)
+        position = checkpoint.load(
+            self.folder.checkpoint, self.model, self.optimizer, self.ranks
+        )
         self.folder.truncate_log(position.log_bytes)
         self.step = position.step
         self.started -= position.elapsed_seconds
