@@ -13,7 +13,7 @@ from pathlib import Path
 from saiopt.analysis.heat_map import Panel, plot_heat_maps
 from saiopt.lab.intervals import estimate
 from saiopt.lab.paired import Comparison, Row, metric_of
-from saiopt.lab.published import published_grid
+from saiopt.lab.published import given_decay, published_grid
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.run import Run
 from saiopt.lab.study import Cell, results_of
@@ -43,7 +43,6 @@ LR_FACTORS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 DECAY_FACTORS = (0.1, 1.0, 10.0)
 # Adam normalises its penalty: no value of it is a decay per step.
 ADAM_PENALTY = 1e-4
-SGD_MOMENTUM = 0.9
 CLOSE = 0.01
 
 
@@ -71,11 +70,9 @@ def own_grid(run: Run) -> Iterator[Cell]:
 def published(recipe: Recipe, optimizer: str, seed: int) -> Iterator[Cell]:
     """Yield the cells of the paper's grid."""
     grid = published_grid(GRIDS[recipe.name])
-    # The paper's SGD couples decay, the lab's is given what that adds up to.
-    coupling = 1 / (1 - SGD_MOMENTUM) if optimizer == "sgd" else 1.0
     for lr in grid.lrs:
         for decay in grid.weight_decays:
-            given = float(f"{coupling * decay:.6g}")
+            given = given_decay(optimizer, decay)
             yield Cell(
                 Run(recipe, optimizer, lr, seed, fixed_weight_decay=given),
                 {"grid": "published", "lr": lr, "decay": decay},

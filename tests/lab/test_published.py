@@ -1,6 +1,11 @@
 import pytest
 
-from saiopt.lab.published import PUBLISHED, published_grid
+from saiopt.lab.published import (
+    PUBLISHED,
+    given_decay,
+    published_decay,
+    published_grid,
+)
 
 
 @pytest.mark.parametrize(
@@ -31,3 +36,12 @@ def test_every_cell_belongs_to_the_grid(name: str) -> None:
 def test_an_unknown_grid_is_answered_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="published must be one of vit-s16-imagenet"):
         published_grid("vit")
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_published_decay_is_found_again(optimizer: str) -> None:
+    for name in PUBLISHED:
+        for decay in published_grid(name).weight_decays:
+            given = given_decay(optimizer, decay)
+            assert given == pytest.approx(decay * (10 if optimizer == "sgd" else 1))
+            assert published_decay(optimizer, given) == decay

@@ -1,3 +1,4 @@
+import functools
 import json
 import os
 import signal
@@ -15,16 +16,22 @@ from optuna.trial import TrialState
 from tiny import TINY
 
 from saiopt.cli import main
+from saiopt.cli.sweep import Sweep as Command
+from saiopt.cli.training import recipe_of
 from saiopt.lab.compare import prepare
+from saiopt.lab.optimizers import build_optimizer
 from saiopt.lab.outcome import carry_out
+from saiopt.lab.published import published_grid
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.run import Run
 from saiopt.lab.sweep.board import Board, Cell, open_storage
 from saiopt.lab.sweep.findings import Finding
+from saiopt.lab.sweep.pictures import draw
 from saiopt.lab.sweep.plan import Sweep
 from saiopt.lab.sweep.workers import Place, boards, work_off
 
 CPU = torch.device("cpu")
+NAMES = ("sgd", "adamw")
 
 
 def grid(recipe: Recipe, **changes: Any) -> Sweep:
@@ -178,6 +185,40 @@ def test_another_version_of_a_rivals_package_is_another_sweep(
     monkeypatch.setattr("saiopt.lab.run.version", lambda _: "9.9.9")
     after = lion.study_name({}), ours.study_name({})
     assert (before[0] == after[0], before[1] == after[1]) == (False, True)
+
+
+def test_a_published_grid_gives_torchs_sgd_its_coupled_decay() -> None:
+    command = Command("resnet-digits", optimizers=NAMES, published="resnet18-cifar10")
+    sweeps = command._sweeps(recipe_of(command))
+    model = torch.nn.Linear(2, 2)
+    for sweep in sweeps:
+        decays = []
+        for cell in sweep.cells():
+            [run] = sweep.runs(cell)
+            built = build_optimizer(sweep.optimizer, model, run.lr, run.weight_decay, 0)
+            decays.append(max(group["weight_decay"] for group in built.param_groups))
+        grid = published_grid("resnet18-cifar10")
+        assert decays == pytest.approx(list(grid.weight_decays) * len(grid.lrs))
+
+
+def test_a_cell_stands_above_the_published_one_of_the_same_decay(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[str, Any] = {}
+    for name in ("plot_heat_maps", "plot_matched_decay"):
+        keep = functools.partial(drawn.__setitem__, name)
+        monkeypatch.setattr(
+            f"saiopt.lab.sweep.pictures.{name}",
+            lambda first, *_, keep=keep: keep(first),
+        )
+    cell = Cell(0.01, 0.05, {0: 0.5}, {}, [], 1.0)
+    tried = [(grid(tiny, optimizer=name), [cell]) for name in NAMES]
+    draw(tried, tmp_path, "resnet18-cifar10")
+    ours, theirs = drawn["plot_heat_maps"]
+    assert [list(panel.cells) for panel in ours] == [[(0.01, 0.005)], [(0.01, 0.05)]]
+    assert all((0.01, 0.005) in panel.cells for panel in theirs)
+    # Elsewhere it is the decay that the run was given.
+    assert all(list(p.cells) == [(0.01, 0.05)] for p in drawn["plot_matched_decay"])
 
 
 def test_the_border_is_named(tiny: Recipe) -> None:

@@ -105,16 +105,21 @@ class Sweep(Training):
 
     def _sweeps(self, recipe: "Recipe") -> "list[Plan]":
         from saiopt.lab.compare import plan
-        from saiopt.lab.published import published_grid
+        from saiopt.lab.published import given_decay, published_grid
         from saiopt.lab.recipe import usual_optimizers
         from saiopt.lab.sweep.plan import Sweep as Plan
         from saiopt.lab.sweep.plan import lrs_around
 
         names = self.optimizers or usual_optimizers(recipe)
-        lrs, decays = self.lrs, self.weight_decays
+        lrs, decays = self.lrs, dict.fromkeys(names, self.weight_decays)
         if self.published is not None:
             grid = published_grid(self.published)
-            lrs, decays = lrs or grid.lrs, decays or grid.weight_decays
+            lrs = lrs or grid.lrs
+            decays = {
+                name: self.weight_decays
+                or tuple(given_decay(name, decay) for decay in grid.weight_decays)
+                for name in names
+            }
         given = dict.fromkeys(names, lrs[0]) if lrs else {}
         centres = {run.optimizer: run.lr for run in plan(recipe, names, (0,), given)}
         return [
@@ -122,7 +127,7 @@ class Sweep(Training):
                 recipe,
                 name,
                 lrs or lrs_around(centres[name]),
-                decays,
+                decays[name],
                 self.seeds,
                 self.sampler,
                 self.trials if self.sampler == "tpe" else 0,

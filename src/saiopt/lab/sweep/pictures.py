@@ -1,5 +1,6 @@
 """The pictures of a sweep."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -7,7 +8,7 @@ from typing import TypeAlias
 from saiopt.analysis.heat_map import Panel, plot_heat_maps
 from saiopt.analysis.matched_decay import plot_matched_decay
 from saiopt.analysis.sweep_plot import plot_sweep
-from saiopt.lab.published import published_grid
+from saiopt.lab.published import published_decay, published_grid
 from saiopt.lab.sweep.board import Cell
 from saiopt.lab.sweep.plan import Sweep
 
@@ -16,6 +17,8 @@ Tried: TypeAlias = Sequence[tuple[Sweep, Sequence[Cell]]]
 
 def draw(tried: Tried, folder: Path, published: str | None) -> None:
     """Draw heat maps and the matched view, or curves where only lr was varied.
+
+    Above a published grid, a cell stands at the decay that the grid would name.
 
     Args:
         tried: Complete cells of each sweep.
@@ -36,8 +39,11 @@ def draw(tried: Tried, folder: Path, published: str | None) -> None:
     panels = [_panel(*pair) for pair in tried]
     rows: list[list[Panel | None]] = [list(panels)]
     if published is not None:
-        rows.append(_published_panels(published, tried))
-        title += f"\nbelow: {published_grid(published).metric}"
+        rows = [
+            [_as_published(panel) for panel in panels],
+            _published_panels(published, tried),
+        ]
+        title += f"\nbelow: {published_grid(published).metric}; SGD's decay is coupled"
     plot_heat_maps(rows, title, _paths(folder, "heat_maps"))
     if sweep.sampler == "grid":
         plot_matched_decay(
@@ -48,6 +54,14 @@ def draw(tried: Tried, folder: Path, published: str | None) -> None:
 def _panel(sweep: Sweep, cells: Sequence[Cell]) -> Panel:
     means = {(cell.lr, cell.weight_decay): cell.mean for cell in cells}
     return Panel(sweep.optimizer, means, sweep.recipe.metric.higher_is_better)
+
+
+def _as_published(panel: Panel) -> Panel:
+    cells = {
+        (lr, published_decay(panel.title, decay)): value
+        for (lr, decay), value in panel.cells.items()
+    }
+    return dataclasses.replace(panel, cells=cells)
 
 
 def _published_panels(name: str, tried: Tried) -> list[Panel | None]:
