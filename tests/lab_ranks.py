@@ -8,16 +8,18 @@ import weakref
 import pytest
 import torch
 import torch.distributed as dist
+from masked import MaskedTask
 from torch.distributed.tensor import DTensor
 
 from saiopt import SGDSaI
 from saiopt.lab import checkpoint
+from saiopt.lab.accumulation import accumulate
 from saiopt.lab.outcome import carry_out
 from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.recipe import override
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
-from saiopt.lab.shards import gathered
+from saiopt.lab.shards import gathered, whole
 
 SETTINGS = {
     "task.hidden_size": "16",
@@ -126,3 +128,15 @@ def seeds(runs_dir, stop=None):
         task = run.recipe.task.load()
         carry_out(run, task, runs_dir, torch.device("cpu"), observe, ranks)
     return set(seen)
+
+
+def accumulated(strategy, kept):
+    """Return the gradient of a shared batch, and its loss."""
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), strategy)
+    task = MaskedTask(kept)
+    model = task.build_model(0)
+    spread = ranks.spread(model)
+    batch = task.batch(0, 0, len(kept))
+    loss = accumulate(task, spread, batch, 1, torch.device("cpu"), ranks)
+    grads = [whole(p.grad).flatten() for p in model.parameters()]
+    return torch.cat(grads).tolist(), ranks.mean(loss)

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from saiopt.analysis.gsnr import GSNRProbe
 from saiopt.analysis.image_grid import write_grid
 from saiopt.lab import checkpoint
+from saiopt.lab.accumulation import accumulate
 from saiopt.lab.draws import seed_of
 from saiopt.lab.environment import deterministic
 from saiopt.lab.optimizers import build_optimizer, set_mode, state_bytes
@@ -21,7 +22,7 @@ from saiopt.lab.run import Run
 from saiopt.lab.run_folder import RunFolder
 from saiopt.lab.schedules import lr_factor
 from saiopt.lab.shards import whole
-from saiopt.lab.task import Batch, Illustrated, Task
+from saiopt.lab.task import Illustrated, Task
 from saiopt.optimizer import SGDSaI
 from saiopt.release import step_in_backward
 
@@ -153,10 +154,16 @@ class _Session:
         set_mode(self.optimizer, training=True)
         lr = self._set_lr()
         batch = self.task.batch(self.run.seed, self.step, self.recipe.batch_size)
-        batch = self.ranks.share(batch)
         # The model's, not the optimizer's: what that leaves alone is clipped as well.
         self.model.zero_grad()
-        loss = self._accumulate(batch)
+        loss = accumulate(
+            self.task,
+            self.spread,
+            batch,
+            self.recipe.micro_batches,
+            self.device,
+            self.ranks,
+        )
         line = {"step": self.step, "lr": lr, "loss": self.ranks.mean(loss)}
         if not self.recipe.gradient_release:
             line |= self._step()
@@ -190,19 +197,6 @@ class _Session:
             # The hooks tie model and optimizer together, and what is tied is not freed
             # before the next run builds its own.
             handle.remove()
-
-    def _accumulate(self, batch: Batch) -> Tensor:
-        """Add up the gradients of the micro-batches; return their mean loss."""
-        count = self.recipe.micro_batches
-        parts = {name: tensor.chunk(count) for name, tensor in batch.items()}
-        losses = []
-        for i in range(count):
-            part = {name: split[i].to(self.device) for name, split in parts.items()}
-            with self.ranks.adding_up(self.spread, is_last=i == count - 1):
-                loss = self.task.loss(self.spread, part) / count
-                loss.backward()
-            losses.append(loss.detach())
-        return torch.stack(losses).sum()
 
     def _is_probed(self) -> bool:
         if not self.run.gsnr_every:

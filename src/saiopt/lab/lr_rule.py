@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from saiopt.lab.accumulation import accumulate
 from saiopt.lab.optimizers import build_optimizer, get_optimizer, set_mode
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.task import Task
@@ -138,11 +139,8 @@ def _fill_gradients(
 ) -> None:
     model.train()
     batch = task.batch(seed, step, recipe.batch_size)
-    parts = {name: tensor.chunk(recipe.micro_batches) for name, tensor in batch.items()}
     model.zero_grad()
-    for i in range(recipe.micro_batches):
-        part = {name: split[i].to(device) for name, split in parts.items()}
-        (task.loss(model, part) / recipe.micro_batches).backward()
+    accumulate(task, model, batch, recipe.micro_batches, device)
     limit = recipe.clip_norm or math.inf
     torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
 

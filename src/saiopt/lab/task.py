@@ -43,6 +43,19 @@ class Task(Protocol):
 
 
 @runtime_checkable
+class Weighted(Protocol):
+    """A task whose loss is a mean over something else than the examples of a batch."""
+
+    def weight(self, batch: Batch) -> int:
+        """Return the number of targets over which the loss of a batch is a mean.
+
+        Of a batch in parts, each counts by this, so that the parts have the loss of the
+        whole. It may be 0, where the loss is not used.
+        """
+        ...
+
+
+@runtime_checkable
 class Illustrated(Protocol):
     """A task whose result is also to be looked at."""
 

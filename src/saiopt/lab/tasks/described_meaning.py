@@ -95,6 +95,17 @@ class DescribedMeaning:
         logits = model(input_ids=batch["tokens"]).logits[:, :-1]
         return cross_entropy(logits.flatten(0, 1), batch["targets"][:, 1:].flatten())
 
+    def weight(self, batch: Batch) -> int:
+        """Count the tokens of a batch's sentences.
+
+        Args:
+            batch: From :meth:`batch`.
+
+        Returns:
+            The number of targets over which :meth:`loss` is a mean.
+        """
+        return int((batch["targets"][:, 1:] != _IGNORED).sum())
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Return the loss on held-out rows and the metrics of generated sentences.
@@ -110,7 +121,7 @@ class DescribedMeaning:
         total, count = 0.0, 0
         for start in range(0, len(self._held_out), _EVALUATION_BATCH):
             batch = self._encoded(self._held_out[start : start + _EVALUATION_BATCH])
-            tokens = int((batch["targets"][:, 1:] != _IGNORED).sum())
+            tokens = self.weight(batch)
             on_device = {name: tensor.to(device) for name, tensor in batch.items()}
             total += self.loss(model, on_device).item() * tokens
             count += tokens
