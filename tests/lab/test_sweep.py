@@ -20,7 +20,7 @@ from saiopt.cli.sweep import Sweep as Command
 from saiopt.cli.training import recipe_of
 from saiopt.lab.compare import prepare
 from saiopt.lab.optimizers import build_optimizer
-from saiopt.lab.outcome import carry_out
+from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.published import published_grid
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.run import Run
@@ -49,10 +49,10 @@ def place(folder: Path, device: torch.device = CPU) -> Place:
     return Place(folder, f"sqlite:///{folder / 'sweeps.db'}", device, 1)
 
 
-def board(sweep: Sweep, folder: Path) -> Board:
+def board(sweep: Sweep, folder: Path, locks: Path | None = None) -> Board:
     where = place(folder)
     storage = open_storage(where.storage, where.locks)
-    return Board(sweep, {"torch": "x"}, storage, where.locks)
+    return Board(sweep, {"torch": "x"}, storage, locks or where.locks)
 
 
 def states(folder: Path) -> Counter[TrialState]:
@@ -149,6 +149,66 @@ def test_a_silent_machine_loses_its_cell(
     assert again is not None
     for held in (claim, again):
         held.release()
+
+
+def test_a_sweep_with_other_locks_leaves_live_cells_alone(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    sweep = grid(tiny, lrs=(0.1,), weight_decays=())
+    first, second = board(sweep, tmp_path), board(sweep, tmp_path, tmp_path / "other")
+    claim = first.claim()
+    assert claim is not None
+    assert second.claim() is None
+    claim.trial.set_user_attr("beat", time.time() - 400)
+    again = second.claim()
+    assert again is not None
+    for held in (claim, again):
+        held.release()
+
+
+@pytest.mark.parametrize("ending", ["finish", "give_up"])
+def test_whose_cell_was_taken_over_goes_on(
+    tiny: Recipe, tmp_path: Path, ending: str
+) -> None:
+    opened = board(grid(tiny, lrs=(0.1,), weight_decays=()), tmp_path)
+    claim = opened.claim()
+    assert claim is not None
+    claim.trial.set_user_attr("host", "another")
+    claim.trial.set_user_attr("beat", time.time() - 400)
+    again = opened.claim()
+    assert again is not None
+    run = opened.sweep.runs({"lr": 0.1})[0]
+    result = {"metrics": {"accuracy": 0.5}, "total_seconds": 1.0, "step": 12}
+    outcome = Outcome(run, "folder", result, [])
+    if ending == "finish":
+        assert opened.finish(claim, [outcome]).values == {0: 0.5}
+    else:
+        opened.give_up(claim)
+    assert opened.cells() == []
+    opened.finish(again, [outcome])
+    assert len(opened.cells()) == 1
+    assert states(tmp_path) == {TrialState.FAIL: 1, TrialState.COMPLETE: 1}
+
+
+def test_a_storage_out_of_reach_does_not_silence_a_process(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saiopt.lab.sweep.claims._BEAT_SECONDS", 0.01)
+    opened = board(grid(tiny, lrs=(0.1,), weight_decays=()), tmp_path)
+    claim = opened.claim()
+    assert claim is not None
+    beats: list[float] = []
+
+    def unreachable(_: str, value: float) -> None:
+        beats.append(value)
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(claim.trial, "set_user_attr", unreachable)
+    end = time.monotonic() + 10
+    while len(beats) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    claim.release()
 
 
 def test_tpe_makes_its_number_of_trials_within_the_ranges(

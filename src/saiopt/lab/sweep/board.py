@@ -3,11 +3,12 @@
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -52,7 +53,7 @@ class Board:
 
     Each cell is a trial that waits, is run, is complete or has failed. A cell whose
     trials have all failed is put up again with the same parameters; so is one whose
-    process is dead.
+    process is dead or silent.
 
     Args:
         sweep: What is tried.
@@ -108,6 +109,9 @@ class Board:
     def finish(self, claim: Claim, outcomes: Sequence[Outcome]) -> Cell:
         """Record how a cell ended.
 
+        Where others have given this process up meanwhile and put the cell up again, its
+        runs stay in their folders, where whoever trains the cell finds them.
+
         Args:
             claim: From :meth:`claim`.
             outcomes: One per seed.
@@ -116,10 +120,11 @@ class Board:
             The cell.
         """
         cell = _cell(outcomes)
-        claim.trial.set_user_attr("result", dataclasses.asdict(cell))
         worst = float("-inf" if self.sweep.recipe.metric.higher_is_better else "inf")
         value = worst if cell.mean is None else cell.mean
-        self._study.tell(claim.trial, value)
+        with suppress(UpdateFinishedTrialError):
+            claim.trial.set_user_attr("result", dataclasses.asdict(cell))
+            self._study.tell(claim.trial, value, skip_if_finished=True)
         claim.release()
         return cell
 
@@ -129,7 +134,8 @@ class Board:
         Args:
             claim: From :meth:`claim`.
         """
-        self._study.tell(claim.trial, state=TrialState.FAIL)
+        with suppress(UpdateFinishedTrialError):
+            self._study.tell(claim.trial, state=TrialState.FAIL, skip_if_finished=True)
         claim.release()
 
     def cells(self) -> list[Cell]:

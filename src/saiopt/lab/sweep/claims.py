@@ -5,13 +5,14 @@ import platform
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from optuna.trial import FrozenTrial, Trial
 
-# A process on another machine counts as dead after this time without a sign of life.
+# A process whose lock cannot be seen counts as dead after this time without a sign of
+# life.
 GRACE_SECONDS = 300.0
 _BEAT_SECONDS = 60.0
 _HOST = platform.node()
@@ -20,8 +21,9 @@ _HOST = platform.node()
 class Claim:
     """Hold a trial until it is let go or this process dies, whichever comes first.
 
-    The operating system drops the lock of a dead process at once; for processes on
-    other machines, which cannot see the lock, a thread writes the time into the trial.
+    The operating system drops the lock of a dead process at once; for processes that
+    cannot see the lock, on other machines or with another folder, a thread writes the
+    time into the trial.
 
     Args:
         trial: Has just been taken.
@@ -34,7 +36,8 @@ class Claim:
         self._lock = self._path.open("wb")
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         trial.set_user_attr("beat", time.time())
-        trial.set_user_attr("host", _HOST)
+        for name, value in _place(folder).items():
+            trial.set_user_attr(name, value)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
@@ -48,7 +51,10 @@ class Claim:
 
     def _beat(self) -> None:
         while not self._over.wait(_BEAT_SECONDS):
-            self.trial.set_user_attr("beat", time.time())
+            # A sign of life that is lost must not be the last one: the storage may be
+            # out of reach for a while.
+            with suppress(Exception):
+                self.trial.set_user_attr("beat", time.time())
 
 
 def is_abandoned(trial: FrozenTrial, study_name: str, folder: Path) -> bool:
@@ -60,9 +66,9 @@ def is_abandoned(trial: FrozenTrial, study_name: str, folder: Path) -> bool:
         folder: Of this machine's locks.
 
     Returns:
-        True if its lock on this machine is free, or another machine is silent.
+        True if its lock is free, or, where its lock lies elsewhere, it is silent.
     """
-    if trial.user_attrs.get("host") == _HOST:
+    if all(trial.user_attrs.get(n) == v for n, v in _place(folder).items()):
         path = _lock_path(folder, study_name, trial.number)
         return not path.exists() or _is_free(path)
     started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
@@ -83,6 +89,11 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     with (folder / "all.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _place(folder: Path) -> dict[str, str]:
+    """Say which locks these are, in words that other processes understand."""
+    return {"host": _HOST, "folder": str(folder.resolve())}
 
 
 def _lock_path(folder: Path, study_name: str, number: int) -> Path:
