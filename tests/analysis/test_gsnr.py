@@ -7,7 +7,7 @@ from torch import nn
 
 from saiopt import SGDSaI
 from saiopt.analysis import GSNRProbe, GSNRRow
-from saiopt.analysis.gsnr import gsnr_summary, gsnr_table
+from saiopt.analysis.gsnr import gsnr_summary, gsnr_table, update_sizes
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 30.0])
@@ -168,3 +168,25 @@ def test_every_rank_measures_whole_blocks(workers, name: str) -> None:
             for field in ("gsnr", "sparsity", "update", "relative_mean"):
                 value = getattr(alone, field)
                 assert getattr(row, field) == pytest.approx(value, 1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("name", ["muon", "nesterov"])
+def test_a_momentum_that_is_not_the_step_gives_no_update(name: str) -> None:
+    layer = nn.Linear(6, 5, bias=False)
+    optimizer = {
+        "muon": lambda: torch.optim.Muon(layer.parameters(), lr=0.1),
+        "nesterov": lambda: torch.optim.SGD(
+            layer.parameters(), lr=0.1, momentum=0.9, nesterov=True
+        ),
+    }[name]()
+    layer(torch.randn(4, 6)).square().mean().backward()
+    optimizer.step()
+    assert "momentum_buffer" in optimizer.state[layer.weight]
+    assert update_sizes(optimizer) == {}
+
+
+def test_measuring_updates_leaves_the_state_as_it_is() -> None:
+    layer = nn.Linear(6, 5)
+    optimizer = SGDSaI(layer.parameters())
+    assert update_sizes(optimizer) == {}
+    assert not optimizer.state

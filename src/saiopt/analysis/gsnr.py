@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from saiopt.moments import Moments
+from saiopt.optimizer import SGDSaI
 from saiopt.scaling import gsnr
 from saiopt.sharding import is_sharded, local_entries, local_grad, measure_blocks
 
@@ -115,8 +116,8 @@ class GSNRProbe:
             optimizer: After ``step()``.
 
         Returns:
-            The completed rows, ``update`` NaN where the optimizer keeps no momentum
-            buffer.
+            The completed rows, ``update`` NaN where the optimizer is another one, or
+            keeps no momentum buffer.
         """
         parameters = dict(self._named)
         sizes = update_sizes(optimizer)
@@ -153,14 +154,18 @@ def update_sizes(optimizer: Optimizer) -> dict[Tensor, float]:
 
     Returns:
         ηs·rms(m) / rms(θ) by parameter, for those with a momentum buffer that is not
-        held in codes of a few bits; infinite where all weights are zero.
+        held in codes of a few bits; infinite where all weights are zero. None for other
+        optimizers than SGD-SaI and torch's SGD without Nesterov, which do not move by
+        ηs·m.
     """
     moved = [
-        (p, group["lr"], optimizer.state[p])
+        (p, group["lr"], state)
         for group in optimizer.param_groups
+        if isinstance(optimizer, (SGDSaI, SGD)) and not group.get("nesterov")
         for p in group["params"]
-        if isinstance(optimizer.state[p].get("momentum_buffer"), Tensor)
-        and "momentum_scale" not in optimizer.state[p]
+        for state in [optimizer.state.get(p, {})]
+        if isinstance(state.get("momentum_buffer"), Tensor)
+        and "momentum_scale" not in state
     ]
     params = [p for p, _, _ in moved]
     momenta = [local_entries(state["momentum_buffer"]) for _, _, state in moved]
