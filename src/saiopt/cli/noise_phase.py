@@ -100,7 +100,7 @@ class Phase:
         console = new_console()
         console.print()
         console.print(phase_table(findings))
-        for text in (lost_text(findings), trust_text(findings)):
+        for text in (lost_text(findings), trust_text(findings, settings.depth)):
             console.print(f"\n{text}")
         console.print(f"\nHeat maps and findings: {folder}/", soft_wrap=True)
 

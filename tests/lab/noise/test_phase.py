@@ -6,8 +6,9 @@ import torch
 
 from saiopt.lab.noise.parity import load_images
 from saiopt.lab.noise.phase import Settings, open_cells, plan, train_cells
-from saiopt.lab.noise.phase_report import find, report_folder, write_report
+from saiopt.lab.noise.phase_report import Findings, find, report_folder, write_report
 from saiopt.lab.noise.phase_table import lost_text, trust_text
+from saiopt.lab.noise.power_law import Exponent
 
 CPU = torch.device("cpu")
 SMALL = Settings(width=8, batch_size=4, max_steps=400, held_out=50)
@@ -82,7 +83,7 @@ def test_a_study_goes_on_where_it_was_stopped_and_reports_every_network(
     assert sum(findings.counts.values()) == len(CELLS)
     assert min(findings.counts.values()) > 0
     assert "diverged" in lost_text(findings)
-    assert "no exponent" in trust_text(findings)
+    assert "no exponent" in trust_text(findings, SMALL.depth)
     folder = report_folder(whole.folder, rows)
     write_report(folder, "digits", rows, findings)
     assert {path.name for path in folder.iterdir()} == {
@@ -96,3 +97,14 @@ def test_other_settings_have_another_folder(tmp_path: Path) -> None:
     wide = dataclasses.replace(SMALL, width=9)
     folders = [open_cells(s, images, tmp_path, CPU).folder for s in (SMALL, wide)]
     assert folders[0] != folders[1]
+
+
+@pytest.mark.parametrize(
+    "exponent", [None, Exponent(0.5, 0.1, 3, 0.0)], ids=["without", "with an exponent"]
+)
+def test_the_theory_is_that_of_the_architecture(exponent: Exponent | None) -> None:
+    findings = Findings(64, 1.0, [], exponent, [], None, {})
+    depths = [Settings(architecture=name).depth for name in ("fc", "mnas")]
+    deep, other = (trust_text(findings, depth) for depth in depths)
+    assert "theory for 5 layers: 0.67)" in deep
+    assert "theory" not in other

@@ -10,7 +10,7 @@ import torch
 from saiopt.lab.environment import environment
 from saiopt.lab.noise.cells import Cells, Row
 from saiopt.lab.noise.layer_scales import OPTIMIZERS
-from saiopt.lab.noise.networks import ARCHITECTURES
+from saiopt.lab.noise.networks import ARCHITECTURES, FullyConnected
 from saiopt.lab.noise.parity import Images
 from saiopt.lab.noise.perceptron import middle
 from saiopt.lab.noise.plane import Cell, Training, train_plane
@@ -51,6 +51,11 @@ class Settings:
                 raise ValueError(
                     f"{name} must be at least 1, got {getattr(self, name)}"
                 )
+
+    @property
+    def depth(self) -> int | None:
+        """Hidden layers of a fully connected net; None for others, without a theory."""
+        return FullyConnected.depth if self.architecture == "fc" else None
 
 
 def plan(

@@ -8,8 +8,6 @@ from rich.table import Table
 from saiopt.lab.noise.critical import Crossover
 from saiopt.lab.noise.phase_report import Findings
 
-_DEPTH = 5
-
 
 def phase_table(findings: Findings) -> Table:
     """Lay out T_opt for every α, then T_c for every P.
@@ -63,34 +61,42 @@ def lost_text(findings: Findings) -> str:
     )
 
 
-def trust_text(findings: Findings) -> str:
+def trust_text(findings: Findings, depth: int | None) -> str:
     """State the exponents and how far they can be trusted.
 
     Args:
         findings: Of one optimizer.
+        depth: Hidden layers of a fully connected net; None for other architectures, of
+            which there is no theory.
 
     Returns:
         Sentences.
     """
-    return f"{_best_text(findings)} {_critical_text(findings)}"
+    return f"{_best_text(findings, depth)} {_critical_text(findings)}"
 
 
-def _best_text(findings: Findings) -> str:
-    theory = (_DEPTH - 1) / (_DEPTH + 1)
+def _best_text(findings: Findings, depth: int | None) -> str:
+    theory = _theory_text(depth)
     fit = findings.best_exponent
     if fit is None:
         return (
-            "T_opt has too few values inside the grid at alpha < 1 for an exponent "
-            f"(theory for {_DEPTH} layers: {theory:.2f})."
+            "T_opt has too few values inside the grid at alpha < 1 for an exponent"
+            + (f" ({theory})." if theory else ".")
         )
     bound = (
         "" if fit.half_width is not None else ", without an interval: it has two points"
     )
     return (
-        f"T_opt ~ alpha^k over alpha < 1: k = {fit}{bound} (n={fit.count}; theory for "
-        f"{_DEPTH} layers: {theory:.2f}). The grid of T is coarser than k is small: "
-        "take it as a direction."
+        f"T_opt ~ alpha^k over alpha < 1: k = {fit}{bound} (n={fit.count}"
+        + (f"; {theory})" if theory else ")")
+        + ". The grid of T is coarser than k is small: take it as a direction."
     )
+
+
+def _theory_text(depth: int | None) -> str:
+    if depth is None:
+        return ""
+    return f"theory for {depth} layers: {(depth - 1) / (depth + 1):.2f}"
 
 
 def _critical_text(findings: Findings) -> str:
