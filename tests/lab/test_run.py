@@ -5,6 +5,7 @@ import pytest
 from saiopt.lab.recipe import Recipe, override
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
+from saiopt.lab.sweep.plan import Sweep
 
 NUMERICS = {"threads": 1, "data": "abc"}
 
@@ -104,3 +105,26 @@ def test_a_bad_argument_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{sentence}$"):
         dataclasses.replace(Run(tiny, "sgdsai", 0.1, 0), **change)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "packages"),
+    [
+        ("ddpm-digits", {"diffusers", "scikit-learn"}),
+        ("lora-ddpm-digits", {"diffusers", "peft", "scikit-learn"}),
+        ("lora-pydoc", {"peft"}),
+        ("gpt2m-lora-e2e", {"peft"}),
+        ("sd-lora", {"diffusers", "peft"}),
+    ],
+)
+def test_the_packages_that_build_a_model_are_part_of_its_runs(
+    recipe: str, packages: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(get_recipe(recipe), "sgdsai", 0.01, 0)
+    sweep = Sweep(run.recipe, "sgdsai", (0.01,), (), (0,))
+    assert run.describe()["packages"].keys() == packages
+    before = run.folder_name(NUMERICS), sweep.study_name({})
+    monkeypatch.setattr("saiopt.lab.run.version", lambda _: "9.9.9")
+    after = run.folder_name(NUMERICS), sweep.study_name({})
+    assert before[0] != after[0]
+    assert before[1] != after[1]

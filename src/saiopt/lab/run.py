@@ -8,6 +8,7 @@ from typing import Any
 
 from saiopt.lab.optimizers import OPTIMIZERS, get_optimizer
 from saiopt.lab.recipe import Recipe
+from saiopt.lab.task import Packaged
 
 # These fields of a recipe change nothing in a run's numbers.
 _IRRELEVANT = (
@@ -106,7 +107,7 @@ class Run:
             "seed": self.seed,
             "gsnr_every": self.gsnr_every,
         }
-        # Runs of optimizers without these keep the names that they have always had.
+        # Runs without these keep the names that they have always had.
         spec = get_optimizer(self.optimizer)
         if spec.package is not None:
             description["package"] = f"{spec.package} {version(spec.package)}"
@@ -114,6 +115,9 @@ class Run:
             description["schedule"] = spec.schedule
         if spec.revision:
             description["revision"] = spec.revision
+        if isinstance(self.recipe.task, Packaged):
+            packages = self.recipe.task.packages
+            description["packages"] = {name: version(name) for name in packages}
         # What is read back from a file has lists where this has tuples.
         return json.loads(json.dumps(description))
 

@@ -80,3 +80,11 @@ class TaskConfig(Protocol):
             FileNotFoundError: If the data is not on this machine.
         """
         ...
+
+
+@runtime_checkable
+class Packaged(Protocol):
+    """A task's config whose numbers depend on the versions of further packages."""
+
+    packages: ClassVar[tuple[str, ...]]
+    """Names of what builds or measures the model, beside torch and transformers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from saiopt.lab.recipe import Metric, Recipe
 
@@ -24,6 +24,8 @@ class DdpmDigits:
     Raises:
         ValueError: If a size is out of its range.
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("diffusers", "scikit-learn")
 
     width: int = 16
     held_out_repeats: int = 2

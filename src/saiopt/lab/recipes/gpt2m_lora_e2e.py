@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from saiopt.lab.recipe import Metric, Recipe
 
@@ -27,6 +27,8 @@ class Gpt2mLoraE2e:
     Raises:
         ValueError: If a size is below 1.
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("peft",)
 
     data: str = "GEM/e2e_nlg"
     model: str = "openai-community/gpt2-medium"

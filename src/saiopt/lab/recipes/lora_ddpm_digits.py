@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from saiopt.lab.recipe import Metric, Recipe
 from saiopt.lab.recipes.ddpm_digits import DdpmDigits
@@ -29,6 +29,8 @@ class LoraDdpmDigits:
     Raises:
         ValueError: If a size is out of its range.
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("diffusers", "peft", "scikit-learn")
 
     pretraining_steps: int = 600
     rank: int = 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from saiopt.lab.recipe import Metric, Recipe
 from saiopt.lab.recipes.gpt_stdlib import GptStdlib
@@ -28,6 +28,8 @@ class LoraPydoc:
     Raises:
         ValueError: If a size is below 1.
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("peft",)
 
     pretraining_steps: int = 400
     rank: int = 4

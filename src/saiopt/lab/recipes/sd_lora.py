@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from saiopt.lab.recipe import Metric, Recipe
 
@@ -28,6 +28,8 @@ class SdLora:
     Raises:
         ValueError: If a size is below 1.
     """
+
+    packages: ClassVar[tuple[str, ...]] = ("diffusers", "peft")
 
     checkpoint: str = "stable-diffusion-v1-5/stable-diffusion-v1-5"
     images: str = "images"

@@ -99,8 +99,8 @@ class Sweep:
             Recipe, optimizer and a hash of everything that defines the cells.
         """
         described = self.runs({"lr": self.lrs[0]})[0].describe()
-        defining = ("recipe", "settings", "package", "schedule", "revision")
-        kept = {k: described[k] for k in defining if k in described}
+        varied = ("optimizer", "lr", "weight_decay", "seed", "gsnr_every")
+        kept = {k: value for k, value in described.items() if k not in varied}
         space = [self.cells(), self.ranges, self.seeds, self.sampler]
         digest = identity_hash([kept, space, dict(software)])
         return f"{self.recipe.name}-{self.optimizer}-{digest}"
