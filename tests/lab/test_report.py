@@ -13,7 +13,8 @@ from saiopt.lab.compare import compare, plan, prepare
 from saiopt.lab.outcome import carry_out
 from saiopt.lab.recipe import Recipe, override
 from saiopt.lab.report.markup import picture, table
-from saiopt.lab.report.sources import environments, find_sources
+from saiopt.lab.report.sources import Source, environments, find_sources
+from saiopt.lab.report.sweep_section import sweep_section
 from saiopt.lab.run import Run
 
 CPU = torch.device("cpu")
@@ -116,6 +117,22 @@ def test_the_environment_is_that_of_the_runs(runs_dir: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "torch": "0.1"}))
     values = environments(find_sources([], runs_dir))
     assert values["torch"] == [torch.__version__, "0.1"]
+
+
+def test_a_sweep_that_is_not_finished_says_so(tmp_path: Path) -> None:
+    cell = {"lr": 0.1, "weight_decay": 0.0, "mean": 0.5, "values": {"0": 0.5}}
+    cell |= {"folders": [], "total_seconds": 1.0}
+    swept = {"optimizer": "sgd", "best": cell, "borders": [], "cells": [cell]}
+    content = {
+        "recipe": "vit-digits",
+        "metric": {"label": "accuracy", "higher_is_better": True},
+        "optimizers": [{**swept, "missing": 3}, {**swept, "missing": 0}],
+        "seeds": [0],
+        "sampler": "grid",
+    }
+    _, html = sweep_section(Source("sweep", tmp_path, content), "p")
+    assert "sgd: 3 of 4 cells were not finished" in html
+    assert html.count("not finished") == 1
 
 
 def test_text_cannot_become_markup() -> None:

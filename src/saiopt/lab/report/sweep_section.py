@@ -1,6 +1,6 @@
 """What the report says about a sweep."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from saiopt.lab.progress import duration
@@ -32,18 +32,28 @@ def sweep_section(source: Source, prefix: str) -> tuple[str, str]:
         [_row(optimizer) for optimizer in tried],
         best_index(means, content["metric"]["higher_is_better"]),
     )
-    for optimizer in tried:
-        if optimizer["borders"]:
-            where = " and the ".join(optimizer["borders"])
-            html += note(
-                f"{optimizer['optimizer']}: the best cell lies at the {where} tried; "
-                "widen the range before using it",
-                "warn",
-            )
+    html += "".join(note(text, "warn") for text in _warnings(tried))
     html += details("All cells", _cells(tried, label))
     seeds = ", ".join(map(str, content["seeds"]))
     html += note(f"{content['sampler']}, seeds {seeds}; {source.folder.name}")
     return f"{content['recipe']}: sweep", html
+
+
+def _warnings(tried: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for optimizer in tried:
+        name, missing = optimizer["optimizer"], optimizer["missing"]
+        if optimizer["borders"]:
+            where = " and the ".join(optimizer["borders"])
+            yield (
+                f"{name}: the best cell lies at the {where} tried; widen the range "
+                "before using it"
+            )
+        if missing:
+            total = missing + len(optimizer["cells"])
+            yield (
+                f"{name}: {missing} of {total} cells were not finished; the best may "
+                "be among them"
+            )
 
 
 def _row(optimizer: Mapping[str, Any]) -> Sequence[str]:
