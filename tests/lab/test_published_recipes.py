@@ -5,6 +5,8 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,6 +176,51 @@ def test_sd_lora_reads_a_checkpoint_and_a_folder_of_images(tmp_path: Path) -> No
     loss.backward()
     assert any(p.grad is not None for p in model.parameters())
     assert task.evaluate(model.eval())["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        ("epsilon", lambda latents, noise, kept: noise),
+        ("sample", lambda latents, noise, kept: latents),
+        (
+            "v_prediction",
+            lambda latents, noise, kept: (
+                kept.sqrt() * noise - (1 - kept).sqrt() * latents
+            ),
+        ),
+    ],
+)
+def test_sd_lora_learns_what_its_checkpoint_predicts(kind: str, target: Any) -> None:
+    from diffusers import DDPMScheduler
+
+    from saiopt.lab.tasks.latent_diffusion import LatentDiffusion
+
+    noising = DDPMScheduler(prediction_type=kind)
+    latents = torch.randn(3, 4, 2, 2)
+    task = LatentDiffusion(
+        torch.nn.Identity, noising, latents, torch.zeros(1, 8), 1, ""
+    )
+    batch = task.batch(0, 0, 5)
+
+    def silent(noisy: torch.Tensor, *_: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(sample=torch.zeros_like(noisy))
+
+    kept = noising.alphas_cumprod[batch["levels"]].view(-1, 1, 1, 1)
+    expected = target(batch["latents"], batch["noise"], kept).square().mean()
+    torch.testing.assert_close(task.loss(silent, batch), expected)
+
+
+def test_sd_lora_refuses_a_checkpoint_of_which_it_knows_no_target(
+    tmp_path: Path,
+) -> None:
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(prediction_type="flow_prediction")
+    scheduler.save_pretrained(tmp_path / "sd" / "scheduler")
+    image(16, 0).save(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=r"predict one of epsilon, .* got flow_pred"):
+        load("sd-lora", checkpoint=tmp_path / "sd", images=tmp_path, side=16)
 
 
 def write_checkpoint(folder: Path) -> None:

@@ -46,18 +46,28 @@ class SdLora:
 
         Returns:
             The task.
+
+        Raises:
+            ValueError: If it is not known what the checkpoint predicts.
         """
         from saiopt.lab.published_data import read_checkpoint
         from saiopt.lab.tasks import latent_diffusion as task
 
         images = task.read_images(Path(self.images), self.side)
+        noising = read_checkpoint(self.checkpoint, "checkpoint", task.read_noising)
+        predicted = noising.config["prediction_type"]
+        if predicted not in task.TARGETS:
+            raise ValueError(
+                f"task.checkpoint must predict one of {', '.join(task.TARGETS)}, got "
+                f"{predicted} in {self.checkpoint}"
+            )
 
         def load(name: str) -> LatentDiffusion:
             digest = hashlib.sha256(images.numpy().tobytes())
             digest.update(f"{name}|{self.prompt}".encode())
             return task.LatentDiffusion(
                 task.unet_builder(name),
-                task.read_noising(name),
+                noising,
                 task.encode_images(name, images),
                 task.encode_prompt(name, self.prompt),
                 self.rank,

@@ -16,6 +16,8 @@ from saiopt.lab.draws import generator
 from saiopt.lab.lora import add_lora
 from saiopt.lab.task import Batch
 
+# What diffusers knows as a model's output.
+TARGETS = ("epsilon", "v_prediction", "sample")
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp"}
 _HELD_OUT_KEY, _HELD_OUT_DRAWS = 2, 16
@@ -26,7 +28,8 @@ class LatentDiffusion:
 
     Args:
         unet: Builds the pre-trained UNet.
-        noising: The checkpoint's noise schedule.
+        noising: The checkpoint's noise schedule; it names one of ``TARGETS``, of which
+            noise, ``epsilon``, is the usual one.
         latents: Of the images, shape (n, 4, height, width).
         prompt: Embedding of the prompt, shape (tokens, width).
         rank: r of the adapters.
@@ -74,7 +77,7 @@ class LatentDiffusion:
         return self._noisy(generator(seed, step), size)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the mean squared error of the predicted noise.
+        """Return the mean squared error of what the checkpoint was trained to predict.
 
         Args:
             model: From :meth:`build_model`.
@@ -86,7 +89,14 @@ class LatentDiffusion:
         latents, noise, levels = (batch[key] for key in ("latents", "noise", "levels"))
         noisy = self._noising.add_noise(latents, noise, levels)  # pyright: ignore[reportArgumentType]
         prompt = self._prompt.to(noisy.device).expand(len(noisy), -1, -1)
-        return mse_loss(model(noisy, levels, prompt).sample, noise)
+        target = self._target(latents, noise, levels)
+        return mse_loss(model(noisy, levels, prompt).sample, target)
+
+    def _target(self, latents: Tensor, noise: Tensor, levels: Tensor) -> Tensor:
+        kind = self._noising.config["prediction_type"]
+        if kind == "v_prediction":
+            return self._noising.get_velocity(latents, noise, levels)  # pyright: ignore[reportArgumentType]
+        return latents if kind == "sample" else noise
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
