@@ -77,3 +77,31 @@ def test_the_usual_optimizers_are_those_with_a_learning_rate() -> None:
         "sgdm-decoupled",
     }
     assert usual_optimizers(get_recipe("llama2-7b-24gb")) == ("sgdsai-int8",)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "steps", "warmup"),
+    [("0.29", 100, 29), ("0.57", 100, 57), ("0.07", 100, 7), ("0.05", 39, 1)],
+)
+def test_a_decimal_share_of_the_steps_is_exact(
+    fraction: str, steps: int, warmup: int
+) -> None:
+    settings = {"warmup_fraction": fraction, "steps": str(steps)}
+    assert override(get_recipe("vit-digits"), settings).warmup_steps == warmup
+
+
+def test_the_recipes_keep_their_steps_of_warm_up() -> None:
+    assert {name: get_recipe(name).warmup_steps for name in RECIPES} == {
+        "gpt-stdlib": 30,
+        "vit-digits": 90,
+        "resnet-digits": 15,
+        "lora-pydoc": 6,
+        "ddpm-digits": 20,
+        "lora-ddpm-digits": 10,
+        "gpt2-openwebtext": 2000,
+        "vit-s16-imagenet": 10_009,
+        "resnet18-cifar10": 0,
+        "gpt2m-lora-e2e": 500,
+        "sd-lora": 0,
+        "llama2-7b-24gb": 300,
+    }

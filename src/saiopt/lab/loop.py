@@ -205,9 +205,9 @@ class _Session:
         return last or self.step % self.run.gsnr_every == 0
 
     def _set_lr(self) -> float:
-        warmup_steps = int(self.recipe.warmup_fraction * self.recipe.steps)
+        recipe = self.recipe
         lr = self.run.lr * lr_factor(
-            self.run.schedule, self.step, self.recipe.steps, warmup_steps
+            self.run.schedule, self.step, recipe.steps, recipe.warmup_steps
         )
         for group in self.optimizer.param_groups:
             group["lr"] = lr

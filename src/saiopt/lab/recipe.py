@@ -84,6 +84,11 @@ class Recipe:
     optimizer: str = "sgdsai"
     size: Literal["small", "published"] = "small"
 
+    @property
+    def warmup_steps(self) -> int:
+        """Whole steps of warm-up, where 0.29 of 100 are 29, not 28.999… cut to 28."""
+        return int(round(self.warmup_fraction * self.steps, 6))
+
     def __post_init__(self) -> None:
         for field in _COUNTS:
             value = getattr(self, field)
