@@ -123,5 +123,6 @@ def _set_generators(
         torch.manual_seed(seed_of(states[0]["cpu"].numpy().tobytes(), rank))
         return
     torch.set_rng_state(states[rank]["cpu"])
-    if device.type == "cuda":
+    # A run that began on a CPU has no other state.
+    if device.type == "cuda" and "cuda" in states[rank]:
         torch.cuda.set_rng_state(states[rank]["cuda"], device)
