@@ -1,30 +1,10 @@
 import multiprocessing
-import time
 from pathlib import Path
-from queue import Queue
 
 import numpy as np
+from slow_table import CHUNKS, SlowTable, ask, encode
 
-from saiopt.lab.token_files import TokenFile, tokenized
-
-CHUNKS = 8
-
-
-class SlowTable:
-    """A table that takes its time, so that two readers of it meet."""
-
-    def iter(self, rows: int):
-        for chunk in range(CHUNKS):
-            time.sleep(0.1)
-            yield {"text": [str(chunk + 1)] * rows}
-
-
-def encode(texts: list[str]) -> list[list[int]]:
-    return [[int(text)] * 50 for text in texts]
-
-
-def ask(folder: Path, answers: "Queue[TokenFile]") -> None:
-    answers.put(tokenized(SlowTable(), encode, 0, "key", folder))
+from saiopt.lab.token_files import tokenized
 
 
 def test_processes_that_tokenize_at_once_get_one_whole_file(tmp_path: Path) -> None:
