@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Variable
 from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import _engine_run_backward
 from torch.utils.hooks import RemovableHandle
 
 from .fsdp1 import is_flattened
@@ -134,10 +135,14 @@ class _Segments:
 
 
 def _is_within_backward() -> bool:
-    """Tell whether a function's own backward has called for the present pass."""
-    frame = sys._getframe()
+    """Tell whether a function's own backward has called for the present pass.
+
+    FSDP2 calls hooks from its own functions' backward, which is no pass of its own.
+    """
+    frame, has_pass = sys._getframe(), False
     while frame is not None:
-        if frame.f_code is BackwardCFunction.apply.__code__:
+        has_pass = has_pass or frame.f_code is _engine_run_backward.__code__
+        if has_pass and frame.f_code is BackwardCFunction.apply.__code__:
             return True
         frame = frame.f_back
     return False
