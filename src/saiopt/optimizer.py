@@ -265,9 +265,8 @@ class SGDSaI(Optimizer):
     @torch._disable_dynamo
     def _plan(self, members: Members | None = None) -> list[Work]:
         """Calibrate what can be; return the updates of some blocks, or of all."""
-        members = (
-            preparation.members_of(self.param_groups) if members is None else members
-        )
+        if members is None:
+            members = preparation.members_of(self.param_groups)
         # Whatever can be refused is refused before anything changes.
         executions = [
             choose(params, foreach=group["foreach"], fused=group["fused"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from saiopt.lab.paired import Row, compare_pairs, draw_gains, mean_metric
 from saiopt.lab.study import Cell, results_of
-from saiopt.lab.study_options import run_parser, runs_of
+from saiopt.lab.study_options import parser, runs_of
 
 HERE = Path(__file__).parent
 RECIPES = ("gpt-stdlib", "vit-digits", "resnet-digits", "lora-pydoc", "ddpm-digits")
@@ -48,7 +48,7 @@ def report(rows: Sequence[Row], out: Path) -> None:
 
 def main() -> None:
     """Run the study."""
-    options = run_parser(__doc__ or "", HERE, RECIPES, SEEDS).parse_args()
+    options = parser(__doc__ or "", HERE, RECIPES, SEEDS).parse_args()
     cells = [Cell(run) for run in runs_of(options, ["sgdsai", *CONTROLS])]
     rows = results_of(cells, options, functools.partial(print, flush=True))
     report(rows, options.out)

@@ -20,7 +20,7 @@ from saiopt.lab.outcome import Outcome
 from saiopt.lab.paired import Row, compare_pairs, metric_of
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.study import Cell, results_of
-from saiopt.lab.study_options import run_parser, runs_of
+from saiopt.lab.study_options import parser, runs_of
 
 HERE = Path(__file__).parent
 RECIPES = (
@@ -181,7 +181,7 @@ def report(rows: Sequence[Row], out: Path) -> None:
 
 def main() -> None:
     """Run the study."""
-    options = run_parser(__doc__ or "", HERE, RECIPES, SEEDS).parse_args()
+    options = parser(__doc__ or "", HERE, RECIPES, SEEDS).parse_args()
     cells = [
         Cell(
             dataclasses.replace(run, gsnr_every=math.ceil(run.recipe.steps / INTERVALS))

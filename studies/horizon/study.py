@@ -17,7 +17,7 @@ from saiopt.lab.paired import Row, compare_seeds, metric_of
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
 from saiopt.lab.study import Cell, results_of
-from saiopt.lab.study_options import run_parser, runs_of
+from saiopt.lab.study_options import parser, runs_of
 
 HERE = Path(__file__).parent
 RECIPES = ("gpt-stdlib", "vit-digits")
@@ -190,7 +190,7 @@ def report(rows: Sequence[Row], out: Path) -> None:
 
 def main() -> None:
     """Run the study."""
-    options = run_parser(__doc__ or "", HERE, RECIPES, SEEDS).parse_args()
+    options = parser(__doc__ or "", HERE, RECIPES, SEEDS).parse_args()
     say = functools.partial(print, flush=True)
     runs = [run for run in runs_of(options, OPTIMIZERS) if run.seed == options.seeds[0]]
     rows, known = [], -1

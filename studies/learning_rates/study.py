@@ -211,7 +211,7 @@ def line_of(
 def main() -> None:
     """Run the study."""
     names = list(dict.fromkeys(name for grids in CENTRES.values() for name in grids))
-    arguments = parser(__doc__ or "", HERE, list(CENTRES), [SEED])
+    arguments = parser(__doc__ or "", HERE, list(CENTRES), [SEED], takes_lrs=False)
     arguments.add_argument("--optimizers", nargs="+", default=names, choices=names)
     arguments.add_argument(
         "--missing", action="store_true", help="only train cells that have no row yet"

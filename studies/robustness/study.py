@@ -17,7 +17,7 @@ from saiopt.lab.published import given_decay, published_grid
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.run import Run
 from saiopt.lab.study import Cell, results_of
-from saiopt.lab.study_options import run_parser, runs_of
+from saiopt.lab.study_options import parser, runs_of
 
 HERE = Path(__file__).parent
 RECIPES = ("resnet-digits", "vit-digits")
@@ -201,7 +201,7 @@ def means(
 
 def main() -> None:
     """Run the study."""
-    options = run_parser(__doc__ or "", HERE, RECIPES, SEEDS).parse_args()
+    options = parser(__doc__ or "", HERE, RECIPES, SEEDS).parse_args()
     for recipe in set(options.recipes) - GRIDS.keys():
         raise SystemExit(f"recipes must be some of {', '.join(GRIDS)}, got {recipe}")
     cells = list(cells_of(runs_of(options, OPTIMIZERS)))

@@ -7,7 +7,7 @@ from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
 from saiopt.lab.run_folder import RunFolderError
 from saiopt.lab.study import Cell, by_run, results_of, train_cells
-from saiopt.lab.study_options import recipes_of, run_parser, runs_of
+from saiopt.lab.study_options import parser, recipes_of, runs_of
 
 
 def cells(*seeds):
@@ -18,7 +18,7 @@ def cells(*seeds):
 
 
 def options(tmp_path, *arguments):
-    made = run_parser("A study.", tmp_path, ["resnet-digits"], [0])
+    made = parser("A study.", tmp_path, ["resnet-digits"], [0])
     runs = ["--runs-dir", str(tmp_path / "runs")]
     return made.parse_args(["--workers", "1", *runs, *arguments])
 

@@ -25,6 +25,7 @@ from saiopt.lab.published import published_grid
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.run import Run
 from saiopt.lab.sweep.board import Board, Cell, open_storage
+from saiopt.lab.sweep.claims import Claim
 from saiopt.lab.sweep.findings import Finding
 from saiopt.lab.sweep.pictures import draw
 from saiopt.lab.sweep.plan import Sweep
@@ -136,17 +137,21 @@ def test_a_cell_that_was_let_go_is_put_up_again(tiny: Recipe, tmp_path: Path) ->
     assert states(tmp_path) == {TrialState.FAIL: 2}
 
 
+def claim_of(opened: Board) -> Claim:
+    claim = opened.claim()
+    assert claim is not None
+    return claim
+
+
 def test_a_silent_machine_loses_its_cell(
     tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = board(grid(tiny, lrs=(0.1,), weight_decays=()), tmp_path)
-    claim = opened.claim()
-    assert claim is not None
+    claim = claim_of(opened)
     claim.trial.set_user_attr("host", "another")
     assert opened.claim() is None
     claim.trial.set_user_attr("beat", time.time() - 400)
-    again = opened.claim()
-    assert again is not None
+    again = claim_of(opened)
     for held in (claim, again):
         held.release()
 
@@ -156,12 +161,10 @@ def test_a_sweep_with_other_locks_leaves_live_cells_alone(
 ) -> None:
     sweep = grid(tiny, lrs=(0.1,), weight_decays=())
     first, second = board(sweep, tmp_path), board(sweep, tmp_path, tmp_path / "other")
-    claim = first.claim()
-    assert claim is not None
+    claim = claim_of(first)
     assert second.claim() is None
     claim.trial.set_user_attr("beat", time.time() - 400)
-    again = second.claim()
-    assert again is not None
+    again = claim_of(second)
     for held in (claim, again):
         held.release()
 
@@ -171,12 +174,10 @@ def test_whose_cell_was_taken_over_goes_on(
     tiny: Recipe, tmp_path: Path, ending: str
 ) -> None:
     opened = board(grid(tiny, lrs=(0.1,), weight_decays=()), tmp_path)
-    claim = opened.claim()
-    assert claim is not None
+    claim = claim_of(opened)
     claim.trial.set_user_attr("host", "another")
     claim.trial.set_user_attr("beat", time.time() - 400)
-    again = opened.claim()
-    assert again is not None
+    again = claim_of(opened)
     run = opened.sweep.runs({"lr": 0.1})[0]
     result = {"metrics": {"accuracy": 0.5}, "total_seconds": 1.0, "step": 12}
     outcome = Outcome(run, "folder", result, [])

@@ -35,13 +35,14 @@ def accumulate(
     parts = [
         {name: tensors[i] for name, tensors in split.items()} for i in range(count)
     ]
+    # Targets of a process's share, were they shared evenly.
+    targets = task.weight(batch) / ranks.count if isinstance(task, Weighted) else 0.0
     losses = []
     for i, part in enumerate(parts):
         on_device = {name: tensor.to(device) for name, tensor in part.items()}
         with ranks.adding_up(model, is_last=i == count - 1):
             loss = task.loss(model, on_device)
             if isinstance(task, Weighted):
-                targets = task.weight(batch) / ranks.count
                 loss = _weighted(loss, task.weight(part), targets)
             else:
                 loss = loss / count

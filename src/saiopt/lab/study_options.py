@@ -11,7 +11,12 @@ from saiopt.lab.run import Run
 
 
 def parser(
-    description: str, folder: Path, recipes: Sequence[str], seeds: Sequence[int]
+    description: str,
+    folder: Path,
+    recipes: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    takes_lrs: bool = True,
 ) -> argparse.ArgumentParser:
     """Build the command line that all studies share.
 
@@ -20,10 +25,11 @@ def parser(
         folder: Of the study.
         recipes: Default recipes.
         seeds: Default seeds.
+        takes_lrs: Whether its runs come from :func:`runs_of`.
 
     Returns:
         A parser of ``recipes``, ``seeds``, ``set``, ``out``, ``runs_dir``, ``workers``,
-        ``device`` and ``draw``.
+        ``device`` and ``draw``, and of ``lr`` where runs take it.
     """
     made = argparse.ArgumentParser(description=description.splitlines()[0])
     made.add_argument("--recipes", nargs="+", default=list(recipes), metavar="RECIPE")
@@ -43,31 +49,14 @@ def parser(
         action="store_true",
         help="train nothing, take the rows that are there",
     )
-    return made
-
-
-def run_parser(
-    description: str, folder: Path, recipes: Sequence[str], seeds: Sequence[int]
-) -> argparse.ArgumentParser:
-    """Build the command line of studies that compare optimizers by :func:`runs_of`.
-
-    Args:
-        description: The script's docstring.
-        folder: Of the study.
-        recipes: Default recipes.
-        seeds: Default seeds.
-
-    Returns:
-        What :func:`parser` returns, and ``lr``.
-    """
-    made = parser(description, folder, recipes, seeds)
-    made.add_argument(
-        "--lr",
-        nargs="+",
-        default=[],
-        metavar="NAME=LR",
-        help="learning rates of optimizers instead of the recipes'",
-    )
+    if takes_lrs:
+        made.add_argument(
+            "--lr",
+            nargs="+",
+            default=[],
+            metavar="NAME=LR",
+            help="learning rates of optimizers instead of the recipes'",
+        )
     return made
 
 
