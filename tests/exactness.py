@@ -14,7 +14,7 @@ from models import TinyTransformer, next_token_loss, token_batches
 from oracle import Oracle
 
 from saiopt import SGDSaI
-from saiopt.scaling import NAMES
+from saiopt.scaling import RULES
 from saiopt.update import library
 
 EXECUTIONS = {"reference": {"foreach": False}, "foreach": {"foreach": True}}
@@ -51,7 +51,7 @@ def main():
     parser.add_argument("--steps", type=int, default=200)
     steps = parser.parse_args().steps
     print(f"{'scaling':<12}{'execution':<12}{'parameters':>12}{'scales':>12}")
-    for scaling in NAMES:
+    for scaling in RULES:
         for execution in EXECUTIONS:
             params, scales = largest_differences(scaling, execution, steps)
             print(f"{scaling:<12}{execution:<12}{params:>12.1e}{scales:>12.1e}")

@@ -10,8 +10,9 @@ from itertools import product
 import torch
 from torch import nn
 
-from saiopt import state
 from saiopt.low_bit import dequantize
+from saiopt.optimizer import state
+from saiopt.scaling import matrix_shape
 from saiopt.update import (
     Block,
     Coefficients,
@@ -21,7 +22,6 @@ from saiopt.update import (
     reference,
     two_pass,
 )
-from saiopt.update.tiles import matrix_shape
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 CASES = [
@@ -76,7 +76,7 @@ def _on_cuda(update):
         update(there, options)
         for block, result in zip(blocks, there, strict=True):
             for tensor, values in zip(block, result, strict=True):
-                if tensor is not None:
+                if isinstance(tensor, torch.Tensor):
                     tensor.copy_(values)
 
     return moved
@@ -117,7 +117,10 @@ def make_block(shape, dtype, state_dtype, stochastic, *, seed=0, device="cpu"):
 
 
 def copy_of(block, device="cpu"):
-    copies = (None if t is None else t.detach().clone().to(device) for t in block)
+    copies = (
+        t.detach().clone().to(device) if isinstance(t, torch.Tensor) else t
+        for t in block
+    )
     copied = Block(*copies)
     return copied._replace(param=nn.Parameter(copied.param, requires_grad=False))
 
@@ -126,7 +129,7 @@ def momentum_of(block):
     """The momentum that a block's state stands for, float32."""
     if block.momentum_scale is None:
         return block.momentum_buffer
-    _, cols = matrix_shape(block.param)
+    _, cols = matrix_shape(block.param.shape)
     return dequantize(block.momentum_buffer.flatten(1), block.momentum_scale, cols)
 
 

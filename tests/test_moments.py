@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from saiopt.moments import Moments, measure, merge
+from saiopt.scaling.moments import Moments, measure, merge
 
 
 def exact_moments(grad):

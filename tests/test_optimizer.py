@@ -10,8 +10,9 @@ from exactness import EXECUTIONS, largest_differences
 from models import TinyTransformer, next_token_loss, token_batches
 from torch import nn
 
-from saiopt import SGDSaI, calibration, get_scales, set_scales, state
-from saiopt.scaling import NAMES
+from saiopt import SGDSaI, get_scales, set_scales
+from saiopt.optimizer import calibration, state
+from saiopt.scaling import RULES
 
 EXECUTION_OPTIONS = pytest.mark.parametrize(
     "execution", EXECUTIONS.values(), ids=EXECUTIONS
@@ -46,7 +47,7 @@ def block(values, grad=None, dtype=torch.float32):
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("scaling", NAMES)
+@pytest.mark.parametrize("scaling", RULES)
 def test_float32_follows_the_float64_oracle_over_50_steps(scaling, execution):
     params, scales = largest_differences(scaling, execution, steps=50)
     assert params < 3e-6
@@ -370,14 +371,14 @@ def test_a_parameter_that_changes_its_shape_is_refused(steps_alone, clears):
 
 def test_an_allocation_that_fails_halfway_may_be_repeated(monkeypatch):
     params = [block([1.0, 2.0], [1.0, 2.0]) for _ in range(2)]
-    optimizer, allocate = SGDSaI(params), state.allocate
+    optimizer, complete = SGDSaI(params), state.complete
 
-    def fail_for_the_second(param, group, ordinal):
-        if ordinal == 1:
+    def fail_for_the_second(entry, param, group):
+        if param is params[1]:
             raise MemoryError
-        return allocate(param, group, ordinal)
+        return complete(entry, param, group)
 
-    monkeypatch.setattr(state, "allocate", fail_for_the_second)
+    monkeypatch.setattr(state, "complete", fail_for_the_second)
     with pytest.raises(MemoryError):
         optimizer.step()
     monkeypatch.undo()
@@ -395,7 +396,7 @@ def test_an_entry_that_was_only_asked_for_is_no_state():
 
 
 @EXECUTION_OPTIONS
-@pytest.mark.parametrize("scaling", NAMES)
+@pytest.mark.parametrize("scaling", RULES)
 def test_a_block_without_entries_begins_at_its_first_gradient(
     execution, scaling, monkeypatch
 ):
@@ -414,7 +415,7 @@ def test_a_block_without_entries_begins_at_its_first_gradient(
 
 
 @EXECUTION_OPTIONS
-@pytest.mark.parametrize("scaling", [*NAMES, lambda moments: moments.numel.tolist()])
+@pytest.mark.parametrize("scaling", [*RULES, lambda moments: moments.numel.tolist()])
 def test_the_default_device_does_not_matter(execution, scaling):
     here, elsewhere = tiny(), tiny()
     options = {"scaling": scaling, "state_dtype": torch.int8, **execution}
@@ -463,21 +464,25 @@ def test_large_16_bit_blocks_are_chunked_without_a_seam():
     assert torch.equal(param, torch.full((size,), -(2.0**-10), dtype=torch.bfloat16))
 
 
+def walk(dtype, stochastic_rounding=None):
+    """Where a hundred steps, each smaller than a spacing of bfloat16, lead."""
+    grad = torch.randn(4096, generator=torch.Generator().manual_seed(1))
+    param = block(torch.ones(4096), grad, dtype)
+    optimizer = SGDSaI([param], 1e-7, stochastic_rounding=stochastic_rounding)
+    for _ in range(100):
+        optimizer.step()
+    return param.detach().float() - 1
+
+
 def test_stochastic_rounding_makes_a_bfloat16_walk_follow_the_float32_one():
-    n = 4096
-    exact, rounded, nearest = (
-        block(torch.ones(n), torch.randn(n, generator=torch.Generator().manual_seed(1)),
-              dtype)
-        for dtype in (torch.float32, torch.bfloat16, torch.bfloat16)
-    )  # fmt: skip
-    for param, stochastic in ((exact, None), (rounded, None), (nearest, False)):
-        optimizer = SGDSaI([param], 1e-7, stochastic_rounding=stochastic)
-        for _ in range(100):
-            optimizer.step()
-    moved = (exact - 1).detach()
-    assert torch.equal(nearest, torch.ones_like(nearest))
-    slope = ((rounded.float() - 1) @ moved / (moved @ moved)).item()
-    assert slope == pytest.approx(1, abs=0.1)
+    exact = walk(torch.float32)
+    assert not walk(torch.bfloat16, stochastic_rounding=False).any()
+    slopes = []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        slopes.append((walk(torch.bfloat16) @ exact / (exact @ exact)).item())
+    # One walk's slope varies by 0.07.
+    assert sum(slopes) / 12 == pytest.approx(1, abs=0.08)
 
 
 def test_momentum_of_another_dtype_than_the_parameter_rounds_once():

@@ -240,7 +240,7 @@ def test_a_compiled_step_equals_the_eager_one_and_calibrates_once(foreach):
 
 @pytest.mark.parametrize("foreach", [False, True])
 @pytest.mark.parametrize("kind", ["float", "tensor"])
-def test_a_schedule_compiles_two_frames_however_often_the_rate_changes(kind, foreach):
+def test_a_schedule_compiles_as_often_however_often_the_rate_changes(kind, foreach):
     torch._dynamo.reset()
     model = TinyTransformer()
     lr = torch.tensor(1e-3) if kind == "tensor" else 1e-3
@@ -255,8 +255,8 @@ def test_a_schedule_compiles_two_frames_however_often_the_rate_changes(kind, for
         else:
             optimizer.param_groups[0]["lr"] = 1e-3 * 0.9**number
         step()
-    # One for the step that calibrates, one for all others.
-    assert counter.frame_count == 2
+    # The step that calibrates is not traced; a float that varies is traced once more.
+    assert counter.frame_count == (1 if kind == "tensor" else 2)
 
 
 def test_bfloat16_weights_move_by_steps_below_their_spacing():

@@ -4,7 +4,7 @@ import oracle
 import pytest
 import torch
 
-from saiopt.moments import measure
+from saiopt.scaling.moments import measure
 from saiopt.scaling import gsnr, scales
 
 

@@ -8,7 +8,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from saiopt import SGDSaI
 from saiopt.memory import OptimizerError, estimate
-from saiopt.options import STATE_DTYPES
+from saiopt.optimizer.options import STATE_DTYPES
 
 
 def conv_net():

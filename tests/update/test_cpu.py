@@ -34,7 +34,8 @@ def test_the_number_of_threads_changes_no_bit(num_threads):
     cpu.update(blocks, OPTIONS["plain"])
     for block, expected in zip(blocks, alone, strict=True):
         for tensor, other in zip(block, expected, strict=True):
-            assert tensor is None or torch.equal(tensor, other)
+            if isinstance(tensor, torch.Tensor):
+                assert torch.equal(tensor, other)
 
 
 def test_float32_is_as_exact_as_the_reference_over_many_steps():

@@ -15,6 +15,7 @@ from torch import nn
 from saiopt.update import Block, Coefficients, reference
 
 EXECUTIONS = executions()
+UNDECAYED = OPTIONS["undecayed"]
 
 EVERY_EXECUTION = pytest.mark.parametrize("update", EXECUTIONS.values(), ids=EXECUTIONS)
 REFERENCE_TOO = pytest.mark.parametrize(
@@ -77,13 +78,77 @@ def test_coded_momentum_of_a_channels_last_parameter_follows_its_logical_order(
 
 
 @REFERENCE_TOO
+@pytest.mark.parametrize("state_dtype", [None, "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("axes", [("row",), ("column",), ("row", "column")])
+def test_scales_may_vary_from_row_to_row_and_from_column_to_column(
+    axes, dtype, state_dtype, update
+):
+    for shape in ((70, 77), (64, 3, 5, 5), (130,), (2, 4100)):
+        block = make_block(shape, dtype, state_dtype, None)
+        rows, cols = block.shape
+        scales = {"row": torch.rand(rows) + 0.5, "column": torch.rand(cols) + 0.5}
+        block = block._replace(**{f"{axis}_scale": scales[axis] for axis in axes})
+        plain = copy_of(block._replace(row_scale=None, column_scale=None))
+        before = block.param.detach().clone()
+        update([block], UNDECAYED)
+        reference.update([plain], UNDECAYED)
+        factor = torch.ones(rows, cols, dtype=dtype)
+        if "row" in axes:
+            factor *= scales["row"][:, None].to(dtype)
+        if "column" in axes:
+            factor *= scales["column"].to(dtype)
+        moved = (block.param - before).double()
+        expected = (plain.param - before).double() * factor.view(shape).double()
+        spacing = torch.finfo(dtype).eps
+        tolerance = 4 * spacing * (before.abs().double() + expected.abs())
+        assert ((moved - expected).abs() <= tolerance).all()
+        if block.momentum_buffer is not None:
+            assert torch.equal(block.momentum_buffer, plain.momentum_buffer) or (
+                update is not reference.update
+            )
+
+
+@REFERENCE_TOO
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_scale_may_vary_within_the_block(dtype, update):
-    rows = torch.tensor([[1.0], [10.0]])
-    param = nn.Parameter(torch.zeros(2, 3, dtype=dtype), requires_grad=False)
-    block = Block(param, torch.ones(2, 3, dtype=dtype), None, rows, None)
-    update([block], Coefficients(0.5, 0.0, 0.0, maximize=False))
-    assert torch.equal(block.param.float(), -0.5 * rows.expand(2, 3))
+@pytest.mark.parametrize("state_dtype", [None, "int8", "int4"])
+def test_a_part_of_a_block_rounds_as_the_whole_does(state_dtype, dtype, update):
+    whole = make_block((96, 128), dtype, state_dtype, None)
+    parts = [slice(0, 33), slice(33, 96)]
+    rows = [copy_of(cut(whole, rows=part)) for part in parts]
+    cols = [copy_of(cut(whole, cols=part)) for part in (slice(0, 64), slice(64, 128))]
+    for block in (whole, *rows, *cols):
+        update([block], UNDECAYED)
+    for key in ("param", "momentum_buffer", "momentum_scale"):
+        values = [getattr(whole, key)]
+        if values[0] is None:
+            continue
+        values += [torch.cat([getattr(b, key) for b in rows])]
+        values += [torch.cat([getattr(b, key) for b in cols], dim=1)]
+        assert torch.equal(values[1], values[0])
+        assert torch.equal(values[2], values[0])
+
+
+def cut(block, rows=slice(None), cols=slice(None)):
+    """A part of a block as a rank has it, contiguous."""
+    width = block.param.shape[1]
+    first = (rows.start or 0) * width + (cols.start or 0)
+    halves = 2 if block.momentum_buffer.dtype == torch.uint8 else 1
+
+    def part(tensor, per=1):
+        if tensor is None:
+            return None
+        start, stop = cols.start, cols.stop
+        return tensor[rows, start and start // per : stop and stop // per]
+
+    return block._replace(
+        param=nn.Parameter(part(block.param), requires_grad=False),
+        grad=part(block.grad),
+        momentum_buffer=part(block.momentum_buffer, halves),
+        momentum_scale=part(block.momentum_scale, 32),
+        start=first,
+        pitch=width,
+    )
 
 
 # As triton's interpreter warns.

@@ -9,10 +9,10 @@ from pathlib import Path
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from saiopt.moments import Moments
+from saiopt.scaling.moments import Moments
 from saiopt.optimizer import SGDSaI
 from saiopt.scaling import gsnr
-from saiopt.sharding import is_sharded, local_entries, local_grad, measure_blocks
+from saiopt.distributed.shards import is_sharded, local_entries, local_grad, measure_blocks
 
 
 @dataclasses.dataclass(frozen=True)

@@ -31,26 +31,34 @@ def round_stochastically(target: Tensor, source: Tensor, noise: Tensor) -> None:
     target.copy_(upper.to(torch.int16).view(torch.bfloat16))
 
 
-def noise_bits(start: int, count: int, seed: Tensor) -> Tensor:
-    """Return 32 pseudo-random bits for each of `count` consecutive entries.
+def noise_bits(
+    start: int, count: int | tuple[int, int], seed: Tensor, pitch: int = 0
+) -> Tensor:
+    """Return 32 pseudo-random bits for each of some entries of a block.
 
-    The bits are a hash of the entry's index and the seed: the same on every device and
-    in every execution, and no generator's state has to be saved.
+    The bits are a hash of the entry's index and the seed: the same on every device,
+    in every execution and however a block is cut up, and no generator's state has to
+    be saved.
 
     Args:
-        start: index of the first entry within its tensor.
-        count: number of entries.
+        start: index of the first entry within its block.
+        count: number of consecutive entries, or (rows, columns) of them.
         seed: 0-d int32 tensor on the device of the entries.
+        pitch: from the index of an entry to that of its neighbour in the next row.
 
     Returns:
-        int32, shape (count,).
+        int32, shape (count,) or (rows × columns,).
 
     Example:
         >>> noise_bits(0, 3, torch.tensor(7, dtype=torch.int32)).dtype
         torch.int32
     """
-    index = torch.arange(start, start + count, device=seed.device).to(torch.int32)
-    return _mix(index ^ _mix(seed))
+    rows, cols = count if isinstance(count, tuple) else (1, count)
+    index = torch.arange(start, start + cols, device=seed.device)
+    if rows > 1:
+        lines = torch.arange(rows, device=seed.device) * pitch
+        index = (lines[:, None] + index).view(-1)
+    return _mix(index.to(torch.int32) ^ _mix(seed))
 
 
 def low_half(bits: Tensor) -> Tensor:

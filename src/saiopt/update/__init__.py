@@ -1,16 +1,16 @@
 """One rule, several executions: `reference` is the specification of all others."""
 
 from .blocks import Block, Coefficients
-from .choice import Execution, choose
+from .choice import Execution, Table, choose, warn_of_slow_codes
 from .reference import advance, decay
-from .tiles import matrix_shape
 
 __all__ = [
     "Block",
     "Coefficients",
     "Execution",
+    "Table",
     "advance",
     "choose",
     "decay",
-    "matrix_shape",
+    "warn_of_slow_codes",
 ]

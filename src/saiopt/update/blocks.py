@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from saiopt.scaling import matrix_shape, rule_of
+
 
 class Block(NamedTuple):
-    """Hold the tensors of one block.
+    """Hold the tensors of one block, or of this rank's part of it.
 
     Args:
         param: θ, changed in place.
         grad: g, never changed.
         momentum_buffer: m, changed in place; None where no momentum is kept.
-        scale: s, float32, 0-d or broadcasting against the parameter.
-        rounding_seed: 0-d int32; None where results round to nearest.
+        scale: s, 0-d float32.
+        rounding_seed: 0-d int32; None where results round to nearest. The noise of a
+            step is that of the seed's successor.
         momentum_scale: scales of the codes in `momentum_buffer`, bfloat16, shape (rows,
             groups), changed in place; None where that holds the momentum itself.
+        row_scale: factors on s, float32, shape (rows,); None for 1.
+        column_scale: factors on s, float32, shape (columns,); None for 1.
+        start: index of the first entry in the whole block, for the noise.
+        pitch: from the index of an entry to that of its neighbour in the next row;
+            None for the number of columns.
     """
 
     param: Tensor
@@ -28,6 +36,28 @@ class Block(NamedTuple):
     scale: Tensor
     rounding_seed: Tensor | None
     momentum_scale: Tensor | None = None
+    row_scale: Tensor | None = None
+    column_scale: Tensor | None = None
+    start: int = 0
+    pitch: int | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (rows, columns)."""
+        return matrix_shape(self.param.shape)
+
+    @property
+    def is_fine(self) -> bool:
+        """Tell whether scales differ within the block."""
+        return self.row_scale is not None or self.column_scale is not None
+
+    @property
+    def runs_on(self) -> bool:
+        """Tell whether indices go on from row to row, as in a whole block."""
+        return self.pitch is None or self.pitch == self.shape[1]
+
+
+Direction = Callable[[Tensor, Tensor, float], Tensor]
 
 
 class Coefficients(NamedTuple):
@@ -39,15 +69,17 @@ class Coefficients(NamedTuple):
             how a block's first step starts its moving average.
         weight_decay: λ >= 0, decoupled.
         maximize: step along the gradient instead of against it.
+        direction: :attr:`saiopt.scaling.Rule.direction`, None for the momentum itself.
     """
 
     lr: float | Tensor
     momentum: float
     weight_decay: float
     maximize: bool
+    direction: Direction | None = None
 
     @classmethod
-    def of(cls, group: Mapping[str, Any], *, starting: bool) -> Coefficients:
+    def of(cls, group: Mapping[str, Any], *, starting: bool = False) -> Coefficients:
         """Read the numbers of a param group.
 
         Args:
@@ -63,6 +95,7 @@ class Coefficients(NamedTuple):
             momentum=0.0 if starting else float(group["momentum"]),
             weight_decay=float(group["weight_decay"]),
             maximize=group["maximize"],
+            direction=rule_of(group["scaling"]).direction,
         )
 
     @property

@@ -4,60 +4,125 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from types import ModuleType
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from . import cpu, reference, two_pass
+from . import cpu, library, reference, two_pass
 from . import foreach as foreach_execution
 from .blocks import Block, Coefficients
 
-Execution = Callable[[Sequence[Block], Coefficients], None]
+Update = Callable[[Sequence[Block], Coefficients], None]
 
 
-def choose(
-    params: Sequence[Tensor], *, foreach: bool | None, fused: bool | None
-) -> Execution:
-    """Choose the execution for the parameters of a group.
+class Table(Protocol):
+    """Hold the addresses of blocks: see :class:`saiopt.update.cpu.Table`."""
+
+    def holds(self, first: int, count: int) -> bool:
+        """Tell whether nobody has written the scales where it went unnoticed."""
+        ...
+
+    def expect(self, rows: Iterable[int]) -> None:
+        """Take the scales of some blocks as they are now for what they should be."""
+        ...
+
+    def run(
+        self, grads: Sequence[int], coefficients: Coefficients, first: int = 0
+    ) -> None:
+        """Apply the rule to consecutive blocks, and give them new noise."""
+        ...
+
+
+class Kernel(NamedTuple):
+    """Say how the blocks of an execution can be bound to their addresses.
 
     Args:
-        params: the parameters.
-        foreach: True for lists of tensors, False against it. None to choose: lists
-            where every parameter is on an accelerator, since only there launches cost.
+        bind: from blocks to a table of them; None for what is never updated.
+        knows: tells whether a block can be in a table.
+    """
+
+    bind: Callable[[Sequence[Block | None]], Table]
+    knows: Callable[[Block], bool]
+
+
+class Execution(NamedTuple):
+    """Hold one execution of the rule.
+
+    Args:
+        update: applies it to any blocks.
+        kernel: how to bind blocks; None where each step passes the tensors.
+    """
+
+    update: Update
+    kernel: Kernel | None = None
+
+
+_REFERENCE = Execution(reference.update)
+_FOREACH = Execution(foreach_execution.update)
+_TWO_PASS = Execution(two_pass.update)
+
+
+def choose(param: Tensor, *, foreach: bool | None, fused: bool | None) -> Execution:
+    """Choose the execution for a parameter.
+
+    Args:
+        param: the parameter.
+        foreach: True for lists of tensors, False against it. None to choose: lists on
+            an accelerator, since only there launches cost.
         fused: True for a fused kernel, False against it. None to choose, unless
             `foreach` is given: a kernel where there is one, and on a CPU without one
             torch's own fused SGD for half of the rule.
 
     Returns:
-        A function of blocks and coefficients.
+        The execution; the same object for parameters that can share a call.
 
     Raises:
-        RuntimeError: `fused` is True, and there is no kernel for these parameters.
+        RuntimeError: `fused` is True, and there is no kernel for this parameter.
     """
     chooses = fused is None and foreach is None
     if fused or chooses:
-        kernel = _kernel(params)
-        if not isinstance(kernel, str):
-            return kernel
+        module = _kernel(param)
+        if not isinstance(module, str):
+            return _execution(module)
         if fused:
-            raise RuntimeError(f"fused must be False or None where {kernel}, got True")
-    if chooses and all(param.is_cpu for param in params):
-        return two_pass.update
+            raise RuntimeError(f"fused must be False or None where {module}, got True")
+    if chooses and param.is_cpu:
+        return _TWO_PASS
     if foreach is None:
-        foreach = all(param.device.type != "cpu" for param in params)
-    return foreach_execution.update if foreach else reference.update
+        foreach = param.device.type != "cpu"
+    return _FOREACH if foreach else _REFERENCE
 
 
-def _kernel(params: Sequence[Tensor]) -> Execution | str:
-    """Return the fused execution, or the reason why there is none."""
-    if not any(param.is_cuda for param in params):
-        return cpu.unavailable(params) or cpu.update
+@functools.cache
+def warn_of_slow_codes() -> None:
+    """Say once why momentum in few bits saves memory only, where it has no kernel."""
+    reason = library.load()
+    if isinstance(reason, str):
+        warnings.warn(
+            "state_dtype makes steps many times slower without the CPU kernel, and "
+            f"saves memory only: {reason}",
+            stacklevel=2,
+        )
+
+
+@functools.cache
+def _execution(module: ModuleType) -> Execution:
+    return Execution(module.update, Kernel(module.Table, module.knows))
+
+
+def _kernel(param: Tensor) -> ModuleType | str:
+    """Return the module of the fused execution, or the reason why there is none."""
+    if not param.is_cuda:
+        return cpu.unavailable(param) or cpu
     if not _has_triton():
         return "triton is not installed"
     # Loaded only where it is needed, since it loads triton.
     from . import triton
 
-    return triton.unavailable(params) or triton.update
+    return triton.unavailable(param) or triton
 
 
 @functools.cache

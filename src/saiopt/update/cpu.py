@@ -2,6 +2,8 @@
 
 Momentum in 8 and 4 bits is decoded, averaged and coded anew in registers: 14.125 and
 13.125 bytes per entry of a float32 parameter, two more for its scales being the eighth.
+Scales of rows and columns cost their own bytes. Entries that do not lie in memory as
+they read, as those of channels_last weights, are gathered a group at a time.
 The kernel is compiled on the machine that runs it (:mod:`saiopt.update.library`). It
 uses fused multiply-add where the processor has it, and else deviates from the reference
 only in rounding.
@@ -9,8 +11,10 @@ only in rounding.
 
 from __future__ import annotations
 
+import array
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +23,6 @@ from saiopt.low_bit import SHIPPED, code_of
 
 from . import library, reference
 from .blocks import Block, Coefficients
-from .tiles import matrix_shape
 
 # As kernel.c numbers them.
 _PARAM_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float64: 2}
@@ -40,15 +43,27 @@ class _Row(ctypes.Structure):
 
     _fields_ = (
         ("param", ctypes.c_void_p),
-        ("grad", ctypes.c_void_p),
         ("momentum", ctypes.c_void_p),
         ("momentum_scale", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
+        ("row_scale", ctypes.c_void_p),
+        ("column_scale", ctypes.c_void_p),
         ("seed", ctypes.c_void_p),
+        ("param_map", ctypes.c_void_p),
+        ("grad_map", ctypes.c_void_p),
+        ("momentum_map", ctypes.c_void_p),
+        ("param_stride", ctypes.c_int64),
+        ("grad_stride", ctypes.c_int64),
+        ("momentum_stride", ctypes.c_int64),
         ("rows", ctypes.c_int64),
         ("cols", ctypes.c_int64),
+        ("start", ctypes.c_int64),
+        ("pitch", ctypes.c_int64),
+        ("by_rows", ctypes.c_int64),
+        ("gathers", ctypes.c_int64),
         ("param_kind", ctypes.c_int64),
         ("momentum_kind", ctypes.c_int64),
+        ("expected", ctypes.c_float),
     )
 
 
@@ -64,20 +79,148 @@ class _Rule(ctypes.Structure):
     )
 
 
-def unavailable(params: Sequence[Tensor]) -> str:
-    """Return why this execution cannot update such parameters, "" if it can.
+class _Layout(NamedTuple):
+    """Say where the entries of a matrix lie, in entries from the first.
 
     Args:
-        params: the parameters.
+        stride: from row to row.
+        map: of each column of a row; None where they lie one behind the other.
+    """
+
+    stride: int
+    map: array.array[int] | None
+
+
+class Table:
+    """Hold the addresses of blocks, for one call after the other.
+
+    It reads and writes memory by address: who holds it makes sure that the tensors are
+    where they were.
+
+    Args:
+        blocks: those of :func:`knows`; None for what is never updated.
+    """
+
+    def __init__(self, blocks: Sequence[Block | None]) -> None:
+        self._maps: dict[object, array.array[int]] = {}
+        rows = [_Row() if b is None else self._row(b) for b in blocks]
+        self._rows = (_Row * len(rows))(*rows)
+        self._numels = [0 if b is None else b.param.numel() for b in blocks]
+        self._kernel = _loaded()
+
+    def holds(self, first: int, count: int) -> bool:
+        """Tell whether nobody has written the scales since the table was made.
+
+        Args:
+            first: index of the first block to look at.
+            count: number of blocks.
+
+        Returns:
+            Whether they are what they were.
+        """
+        return bool(self._kernel.saiopt_holds(self._from(first), ctypes.c_int64(count)))
+
+    def expect(self, rows: Iterable[int]) -> None:
+        """Take the scales of some blocks as they are now for what they should be.
+
+        Args:
+            rows: indices of the blocks.
+        """
+        for i in rows:
+            if self._rows[i].scale:
+                held = ctypes.c_float.from_address(self._rows[i].scale)
+                self._rows[i].expected = held
+
+    def run(
+        self, grads: Sequence[int], coefficients: Coefficients, first: int = 0
+    ) -> None:
+        """Apply the rule to consecutive blocks, and give them new noise.
+
+        Args:
+            grads: addresses of the gradients, 0 for a block that is left out.
+            coefficients: the numbers that the blocks share.
+            first: index of the first block.
+        """
+        self._call(grads, coefficients, first, advances=True)
+
+    def _call(
+        self,
+        grads: Sequence[int],
+        coefficients: Coefficients,
+        first: int,
+        *,
+        advances: bool,
+    ) -> None:
+        addresses = array.array("Q", grads)
+        entries = sum(self._numels[first : first + len(grads)])
+        self._kernel.saiopt_update(
+            self._from(first),
+            ctypes.c_void_p(addresses.buffer_info()[0]),
+            ctypes.c_int64(len(grads)),
+            ctypes.byref(_rule(coefficients)),
+            min(torch.get_num_threads(), entries // _ENTRIES_PER_THREAD + 1),
+            int(advances),
+        )
+
+    def _from(self, first: int) -> object:
+        return ctypes.byref(self._rows, first * ctypes.sizeof(_Row))
+
+    def _row(self, block: Block) -> _Row:
+        rows, cols = block.shape
+        buffer = block.momentum_buffer
+        is_coded = block.momentum_scale is not None
+        held = None if is_coded else buffer
+        layouts = [self._layout(t, cols) for t in (block.param, block.grad, held)]
+        gathers = any(layout != (cols, None) for layout in layouts)
+        return _Row(
+            block.param.data_ptr(),
+            _address(buffer),
+            _address(block.momentum_scale),
+            block.scale.data_ptr(),
+            _address(block.row_scale),
+            _address(block.column_scale),
+            _address(block.rounding_seed),
+            *(layout.map and layout.map.buffer_info()[0] for layout in layouts),
+            *(layout.stride for layout in layouts),
+            rows,
+            cols,
+            block.start,
+            cols if block.pitch is None else block.pitch,
+            is_coded or gathers or block.is_fine or not block.runs_on,
+            gathers,
+            _PARAM_KINDS[block.param.dtype],
+            _MOMENTUM_KINDS[None if buffer is None else buffer.dtype],
+            ctypes.c_float.from_address(block.scale.data_ptr()),
+        )
+
+    def _layout(self, tensor: Tensor | None, cols: int) -> _Layout:
+        """Return the layout of a tensor; the table keeps the maps alive."""
+        if tensor is None or tensor.is_contiguous():
+            return _Layout(cols, None)
+        stride, *strides = tensor.stride()
+        key = (tensor.shape[1:], *strides)
+        if key not in self._maps:
+            places = torch.zeros((), dtype=torch.int64, device="cpu")
+            for size, step in zip(key[0], strides, strict=True):
+                steps = torch.arange(size, device="cpu") * step
+                places = places[..., None] + steps
+            self._maps[key] = array.array("q", places.flatten().tolist())
+        return _Layout(stride, self._maps[key])
+
+
+def unavailable(param: Tensor) -> str:
+    """Return why this execution cannot update a parameter, "" if it can.
+
+    Args:
+        param: the parameter.
 
     Returns:
         A sentence, or "".
     """
-    for param in params:
-        if not param.is_cpu:
-            return f"a parameter is on {param.device}"
-        if param.dtype not in _PARAM_KINDS:
-            return f"a parameter is {param.dtype}"
+    if not param.is_cpu:
+        return f"a parameter is on {param.device}"
+    if param.dtype not in _PARAM_KINDS:
+        return f"a parameter is {param.dtype}"
     loaded = library.load()
     return loaded if isinstance(loaded, str) else ""
 
@@ -85,10 +228,9 @@ def unavailable(params: Sequence[Tensor]) -> str:
 def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     """Apply the rule to all blocks in one call.
 
-    Blocks that the kernel does not know go through :mod:`saiopt.update.reference`:
-    those with tensors that are not contiguous, with scales that vary within the block,
-    with gradients of another dtype, and with codes that a study put in place. So does
-    everything under torch.compile, which cannot follow a call by address.
+    Blocks that the kernel does not know go through :mod:`saiopt.update.reference`, and
+    so do directions of whole matrices, and everything under torch.compile, which
+    cannot follow a call by address.
 
     Args:
         blocks: the tensors; parameters and momentum buffers change in place.
@@ -97,33 +239,34 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     Raises:
         RuntimeError: there is no kernel.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or coefficients.direction is not None:
         reference.update(blocks, coefficients)
         return
     known, others = [], []
     for block in blocks:
-        (known if _knows(block) else others).append(block)
+        (known if knows(block) else others).append(block)
     reference.update(others, coefficients)
-    known = [b for b in known if b.param.numel() > 0]
     if not known:
         return
-    kernel = library.load()
-    if isinstance(kernel, str):
-        raise RuntimeError(f"the fused execution is not available: {kernel}")
-    entries = sum(b.param.numel() for b in known)
-    kernel.saiopt_update(
-        (_Row * len(known))(*map(_row, known)),
-        ctypes.c_int64(len(known)),
-        ctypes.byref(_rule(coefficients)),
-        min(torch.get_num_threads(), entries // _ENTRIES_PER_THREAD + 1),
-    )
+    grads = [b.grad.data_ptr() for b in known]
+    Table(known)._call(grads, coefficients, 0, advances=False)
     # What autograd saved of the parameters is no longer what they are.
-    torch.autograd.graph.increment_version(_written(known))
+    written = [t for b in known for t in (b.param, b.momentum_buffer) if t is not None]
+    torch.autograd.graph.increment_version(written)
 
 
-def _knows(block: Block) -> bool:
+def knows(block: Block) -> bool:
+    """Tell whether the kernel can update a block.
+
+    Args:
+        block: the tensors.
+
+    Returns:
+        False where dtypes are mixed in a way that it has no code for, for codes that a
+        study put in place, and for tensors that are not plain ones in memory.
+    """
     param, buffer = block.param, block.momentum_buffer
-    if block.grad.dtype != param.dtype or block.scale.dim() > 0:
+    if block.grad.dtype != param.dtype:
         return False
     dtype = None if buffer is None else buffer.dtype
     if (param.dtype == torch.float64) != (dtype == torch.float64) and dtype:
@@ -132,33 +275,27 @@ def _knows(block: Block) -> bool:
         return False
     if dtype in SHIPPED and code_of(dtype) != SHIPPED[dtype]:
         return False
-    return all(_is_plain(t) for t in block if t is not None)
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Tell whether a tensor's entries lie in memory as they read."""
-    return (
-        type(tensor) in (Tensor, torch.nn.Parameter)
-        and tensor.is_cpu
-        and tensor.is_contiguous()
-        and not tensor.is_neg()
+    held = (block.momentum_scale, block.row_scale, block.column_scale)
+    codes = (buffer if block.momentum_scale is not None else None, *held)
+    return all(t is None or t.is_contiguous() for t in codes) and all(
+        _is_plain(t) for t in block if isinstance(t, Tensor)
     )
 
 
-def _row(block: Block) -> _Row:
-    rows, cols = matrix_shape(block.param)
-    buffer = block.momentum_buffer
-    return _Row(
-        block.param.data_ptr(),
-        block.grad.data_ptr(),
-        _address(buffer),
-        _address(block.momentum_scale),
-        block.scale.data_ptr(),
-        _address(block.rounding_seed),
-        rows,
-        cols,
-        _PARAM_KINDS[block.param.dtype],
-        _MOMENTUM_KINDS[None if buffer is None else buffer.dtype],
+def _loaded() -> ctypes.CDLL:
+    kernel = library.load()
+    if isinstance(kernel, str):
+        raise RuntimeError(f"the fused execution is not available: {kernel}")
+    return kernel
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor's entries lie in memory that the kernel can reach."""
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and tensor.is_cpu
+        and not tensor.is_neg()
+        and tensor.data_ptr() != 0
     )
 
 
@@ -178,7 +315,3 @@ def _rule(coefficients: Coefficients) -> _Rule:
         from_grad,
         coefficients.momentum == 0,
     )
-
-
-def _written(blocks: Sequence[Block]) -> list[Tensor]:
-    return [t for b in blocks for t in (b.param, b.momentum_buffer) if t is not None]

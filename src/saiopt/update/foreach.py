@@ -18,16 +18,20 @@ from .blocks import Block, Coefficients
 def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     """Apply the rule to all blocks of a device and dtype together.
 
-    Blocks whose storage is not their arithmetic go through
-    :mod:`saiopt.update.reference`, whose float32 copies are of bounded size.
+    Blocks whose storage is not their arithmetic, whose float32 copies must be of
+    bounded size, and finer scales and directions go through
+    :mod:`saiopt.update.reference`.
 
     Args:
         blocks: the tensors; parameters and momentum buffers change in place.
         coefficients: the numbers that the blocks share.
     """
+    if coefficients.direction is not None:
+        reference.update(blocks, coefficients)
+        return
     lists: dict[tuple[object, ...], list[Block]] = defaultdict(list)
     for block in blocks:
-        if reference.computes_in_place(block):
+        if reference.computes_in_place(block) and not block.is_fine:
             keeps_momentum = block.momentum_buffer is not None
             key = (block.param.device, block.param.dtype, keeps_momentum)
             lists[key].append(block)

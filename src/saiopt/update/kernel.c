@@ -1,11 +1,12 @@
 /* The update rule in one pass over memory:
  *
  *     m = μ m + (1-μ) g
- *     θ = (1 - ηλ) θ ;  θ = θ - η s m
+ *     θ = (1 - ηλ) θ ;  θ = θ - η s m          s = scale · row_scale · column_scale
  *
  * A block is rows × cols entries, cut into groups of up to 32 along its rows. Groups are
  * the unit of work and, for low-bit momentum, the entries that share a momentum scale.
- * Arithmetic is in float32 (float64 for float64 blocks) with one rounding at the store.
+ * Entries that do not lie in memory as they read are found by a map of the columns, and
+ * worked on in copies of a group. Arithmetic is in float32 (float64 for float64 blocks) with one rounding at the store.
  */
 #include "storage.h"
 
@@ -16,13 +17,21 @@ enum momentum_kind { M_NONE, M_FLOAT32, M_BFLOAT16, M_FLOAT64, M_INT8, M_INT4 };
 /* One row of the table; its layout is repeated in cpu.py. */
 struct block {
     void *param;
-    const void *grad;
     void *momentum;
     uint16_t *momentum_scale;
-    const float *scale;
-    const int32_t *seed; /* NULL: round to nearest */
+    const float *scale;        /* NULL: no block */
+    const float *row_scale;    /* NULL: 1 */
+    const float *column_scale; /* NULL: 1 */
+    int32_t *seed;             /* NULL: round to nearest */
+    /* Where the columns of a row lie; NULL: one behind the other. */
+    const int64_t *param_map, *grad_map, *momentum_map;
+    int64_t param_stride, grad_stride, momentum_stride; /* from row to row */
     int64_t rows, cols;
+    int64_t start, pitch; /* of the indices that make noise */
+    int64_t by_rows;      /* whether groups end with the rows */
+    int64_t gathers;      /* whether entries do not lie as they read */
     int64_t param_kind, momentum_kind;
+    float expected; /* what the scale was when the table was made */
 };
 
 /* m = base + weight (g - m), where base is m, or g with a weight below zero. */
@@ -31,9 +40,10 @@ struct rule {
     int64_t from_grad, forgets;
 };
 
-/* The rule for one block in float32. */
+/* The rule for one row in float32. */
 struct numbers {
     float weight, shrink, step;
+    const float *columns; /* factors on the step, NULL: 1 */
     int from_grad, forgets;
     uint32_t seed;
 };
@@ -44,19 +54,17 @@ struct run {
     const void *grad;
     void *momentum;
     uint16_t *scales;
-    uint32_t index; /* of its first entry in the block */
+    uint32_t index; /* of its first entry in the whole block */
     int64_t num_groups;
 };
 
 INLINE int is_coded(int64_t kind) { return kind == M_INT8 || kind == M_INT4; }
 
-/* Without codes, groups run on from row to row. */
-INLINE int64_t num_rows(const struct block *b) {
-    return is_coded(b->momentum_kind) ? b->rows : 1;
-}
+/* Where they need not end with the rows, groups run on from row to row. */
+INLINE int64_t num_rows(const struct block *b) { return b->by_rows ? b->rows : 1; }
 
 INLINE int64_t num_cols(const struct block *b) {
-    return is_coded(b->momentum_kind) ? b->cols : b->rows * b->cols;
+    return b->by_rows ? b->cols : b->rows * b->cols;
 }
 
 INLINE int64_t groups_per_row(const struct block *b) {
@@ -65,6 +73,11 @@ INLINE int64_t groups_per_row(const struct block *b) {
 
 INLINE int64_t param_bytes(const struct block *b, int64_t entries) {
     return entries * (b->param_kind == P_BFLOAT16 ? 2 : 4);
+}
+
+/* Where an entry lies, in entries from the first. */
+INLINE int64_t place(const int64_t *map, int64_t stride, int64_t row, int64_t col) {
+    return row * stride + (map ? map[col] : col);
 }
 
 INLINE int64_t momentum_bytes(int64_t kind, int64_t entries) {
@@ -89,18 +102,25 @@ INLINE float average(float old, float grad, struct numbers n) {
     return MULTIPLY_ADD(n.weight, grad - old, n.from_grad ? grad : old);
 }
 
-static void update_float64(const struct block *b, const struct rule *r, int64_t first,
-                           int64_t last) {
+static void update_float64(const struct block *b, const void *gradient,
+                           const struct rule *r, int64_t first, int64_t last) {
     double *param = b->param, *momentum = b->momentum;
-    const double *grad = b->grad;
-    double step = r->lr * *b->scale;
+    const double *grad = gradient;
+    double base = r->lr * *b->scale;
     for (int64_t i = first; i < last; ++i) {
-        double m = grad[i];
+        int64_t row = b->by_rows ? i / b->cols : 0, col = b->by_rows ? i % b->cols : i;
+        int64_t at = place(b->param_map, b->param_stride, row, col);
+        int64_t held = place(b->momentum_map, b->momentum_stride, row, col);
+        double m = grad[place(b->grad_map, b->grad_stride, row, col)], step = base;
+        if (b->row_scale)
+            step *= b->row_scale[row];
+        if (b->column_scale)
+            step *= b->column_scale[col];
         if (momentum && !r->forgets)
-            m = (r->from_grad ? m : momentum[i]) + r->weight * (m - momentum[i]);
+            m = (r->from_grad ? m : momentum[held]) + r->weight * (m - momentum[held]);
         if (momentum)
-            momentum[i] = m;
-        param[i] = param[i] * r->shrink + step * m;
+            momentum[held] = m;
+        param[at] = param[at] * r->shrink + step * m;
     }
 }
 
@@ -115,7 +135,8 @@ INLINE void prefetch(const void *stored, int64_t u, int64_t group_bytes) {
 /* Update whole groups. Constant kinds make this a function of its own for each. */
 INLINE void update_groups(struct run run, struct numbers k, int p16, int kind,
                           int stochastic) {
-    float m[GROUP], p[GROUP], g[GROUP], max_code = kind == M_INT8 ? 127.0f : 7.0f;
+    float m[GROUP], p[GROUP], g[GROUP], step[GROUP];
+    float max_code = kind == M_INT8 ? 127.0f : 7.0f;
     uint32_t noise[GROUP], high[GROUP];
     int32_t codes[GROUP];
     for (int64_t u = 0; u < run.num_groups; ++u) {
@@ -134,9 +155,11 @@ INLINE void update_groups(struct run run, struct numbers k, int p16, int kind,
         } else if (kind != M_NONE) {
             load(m, run.momentum, u * GROUP, kind == M_BFLOAT16);
         }
+        for (int i = 0; i < GROUP; ++i)
+            step[i] = k.columns ? k.step * k.columns[u * GROUP + i] : k.step;
         for (int i = 0; i < GROUP; ++i) {
             m[i] = kind == M_NONE ? g[i] : average(m[i], g[i], k);
-            p[i] = MULTIPLY_ADD(k.step, m[i], p[i] * k.shrink);
+            p[i] = MULTIPLY_ADD(step[i], m[i], p[i] * k.shrink);
         }
         store(run.param, p, noise, u * GROUP, p16, stochastic);
         if (is_coded(kind)) {
@@ -171,75 +194,135 @@ static __attribute__((noinline)) void update_run(const struct block *b,
     }
 }
 
-/* Update a group of n < GROUP entries in copies that are filled up with zeros. */
-static void update_tail(const struct block *b, struct numbers k, struct run run,
-                        int64_t n) {
-    float param[GROUP] = {0}, grad[GROUP] = {0}, momentum[GROUP] = {0};
-    struct run copy = {param, grad, momentum, run.scales, run.index, 1};
-    size_t size = (size_t)param_bytes(b, n);
-    size_t held = (size_t)momentum_bytes(b->momentum_kind, n);
-    memcpy(param, run.param, size);
-    memcpy(grad, run.grad, size);
-    if (held > 0)
-        memcpy(momentum, run.momentum, held);
-    update_run(b, k, copy);
-    memcpy(run.param, param, size);
-    if (held > 0)
-        memcpy(run.momentum, momentum, held);
-}
-
-/* Update groups first … last-1 of a block. */
-static void update_block(const struct block *b, const struct rule *r, int64_t first,
-                         int64_t last) {
-    struct numbers k = {(float)r->weight, (float)r->shrink, (float)r->lr * *b->scale,
-                        r->from_grad != 0, r->forgets != 0,
-                        b->seed ? mix((uint32_t)*b->seed) : 0};
-    int64_t cols = num_cols(b), groups = groups_per_row(b), rest = cols % GROUP;
-    int64_t row_bytes = momentum_bytes(b->momentum_kind, cols);
-    while (first < last) {
-        int64_t row = first / groups, col = first % groups * GROUP;
-        int64_t start = row * cols + col;
-        int64_t held = row * row_bytes + momentum_bytes(b->momentum_kind, col);
-        struct run run = {(char *)b->param + param_bytes(b, start),
-                          (const char *)b->grad + param_bytes(b, start),
-                          b->momentum ? (char *)b->momentum + held : NULL,
-                          b->momentum_scale ? b->momentum_scale + first : NULL,
-                          (uint32_t)start, last - first};
-        if (rest > 0 && run.num_groups > (cols - col) / GROUP)
-            run.num_groups = (cols - col) / GROUP;
-        if (run.num_groups > 0)
-            update_run(b, k, run);
+INLINE void gather(void *restrict copy, const void *restrict stored, int two_bytes,
+                   const int64_t *restrict map, int64_t stride, int64_t row, int64_t col,
+                   int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        int64_t at = place(map, stride, row, col + i);
+        if (two_bytes)
+            ((uint16_t *)copy)[i] = ((const uint16_t *)stored)[at];
         else
-            update_tail(b, k, run, rest);
-        first += run.num_groups > 0 ? run.num_groups : 1;
+            ((uint32_t *)copy)[i] = ((const uint32_t *)stored)[at];
     }
 }
 
+INLINE void scatter(void *restrict stored, const void *restrict copy, int two_bytes,
+                    const int64_t *restrict map, int64_t stride, int64_t row,
+                    int64_t col, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+        int64_t at = place(map, stride, row, col + i);
+        if (two_bytes)
+            ((uint16_t *)stored)[at] = ((const uint16_t *)copy)[i];
+        else
+            ((uint32_t *)stored)[at] = ((const uint32_t *)copy)[i];
+    }
+}
+
+/* Update a group of n entries, in copies that are filled up with zeros. */
+static void update_copies(const struct block *b, const void *grad, struct numbers k,
+                          uint16_t *scales, int64_t row, int64_t col, int64_t n) {
+    float p[GROUP] = {0}, g[GROUP] = {0}, m[GROUP] = {0}, columns[GROUP] = {0};
+    int p16 = b->param_kind == P_BFLOAT16, m16 = b->momentum_kind == M_BFLOAT16;
+    int64_t cols = num_cols(b), kind = b->momentum_kind;
+    int64_t codes = row * momentum_bytes(kind, cols) + momentum_bytes(kind, col);
+    size_t held = is_coded(kind) ? (size_t)momentum_bytes(kind, n) : 0;
+    uint32_t index = (uint32_t)(b->start + row * b->pitch + col);
+    struct run copy = {p, g, m, scales, index, 1};
+    gather(p, b->param, p16, b->param_map, b->param_stride, row, col, n);
+    gather(g, grad, p16, b->grad_map, b->grad_stride, row, col, n);
+    if (held > 0)
+        memcpy(m, (char *)b->momentum + codes, held);
+    else if (kind != M_NONE)
+        gather(m, b->momentum, m16, b->momentum_map, b->momentum_stride, row, col, n);
+    if (k.columns) {
+        memcpy(columns, k.columns, (size_t)n * sizeof *columns);
+        k.columns = columns;
+    }
+    update_run(b, k, copy);
+    scatter(b->param, p, p16, b->param_map, b->param_stride, row, col, n);
+    if (held > 0)
+        memcpy((char *)b->momentum + codes, m, held);
+    else if (kind != M_NONE)
+        scatter(b->momentum, m, m16, b->momentum_map, b->momentum_stride, row, col, n);
+}
+
+/* Update groups first … last-1 of a block. */
+static void update_block(const struct block *b, const void *grad, const struct rule *r,
+                         int64_t first, int64_t last) {
+    struct numbers k = {.weight = (float)r->weight,
+                        .shrink = (float)r->shrink,
+                        .from_grad = r->from_grad != 0,
+                        .forgets = r->forgets != 0,
+                        .seed = b->seed ? mix((uint32_t)*b->seed + 1u) : 0};
+    int64_t cols = num_cols(b), groups = groups_per_row(b), rest = cols % GROUP;
+    int64_t row_bytes = momentum_bytes(b->momentum_kind, cols), done;
+    float step = (float)r->lr * *b->scale;
+    for (; first < last; first += done) {
+        int64_t row = first / groups, col = first % groups * GROUP;
+        int64_t whole = (cols - col) / GROUP, left = last - first;
+        int64_t held = row * row_bytes + momentum_bytes(b->momentum_kind, col);
+        uint16_t *scales = b->momentum_scale ? b->momentum_scale + first : NULL;
+        k.step = b->row_scale ? step * b->row_scale[row] : step;
+        k.columns = b->column_scale ? b->column_scale + col : NULL;
+        done = whole < left ? whole : left;
+        if (b->gathers || done == 0) {
+            int64_t n = whole > 0 ? GROUP : rest;
+            update_copies(b, grad, k, scales, row, col, n);
+            done = 1;
+        } else {
+            struct run run = {(char *)b->param + param_bytes(b, row * cols + col),
+                              (const char *)grad + param_bytes(b, row * cols + col),
+                              b->momentum ? (char *)b->momentum + held : NULL, scales,
+                              (uint32_t)(b->start + row * b->pitch + col), done};
+            update_run(b, k, run);
+        }
+    }
+}
+
+INLINE int64_t num_groups(const struct block *b, const void *grad) {
+    return grad ? num_rows(b) * groups_per_row(b) : 0;
+}
+
 /* Update groups first … last-1 of all blocks together. */
-static void update_share(const struct block *blocks, int64_t num_blocks,
-                         const struct rule *rule, int64_t first, int64_t last) {
+static void update_share(const struct block *blocks, const void *const *grads,
+                         int64_t num_blocks, const struct rule *rule, int64_t first,
+                         int64_t last) {
     for (int64_t i = 0; i < num_blocks && last > 0; ++i) {
         const struct block *b = &blocks[i];
-        int64_t groups = num_rows(b) * groups_per_row(b), numel = b->rows * b->cols;
+        int64_t groups = num_groups(b, grads[i]), numel = b->rows * b->cols;
         int64_t from = first > 0 ? first : 0, to = last < groups ? last : groups;
         if (from < to && b->param_kind == P_FLOAT64)
-            update_float64(b, rule, from * GROUP,
-                           to * GROUP < numel ? to * GROUP : numel);
+            update_float64(b, grads[i], rule, from * numel / groups,
+                           to * numel / groups);
         else if (from < to)
-            update_block(b, rule, from, to);
+            update_block(b, grads[i], rule, from, to);
         first -= groups;
         last -= groups;
     }
 }
 
-/* Update all blocks, each thread an equal run of consecutive groups. */
-void saiopt_update(const struct block *blocks, int64_t num_blocks,
-                   const struct rule *rule, int num_threads) {
+/* Tell whether all scales are what they were when the table was made: somebody may have
+ * written them where nobody noticed. */
+int saiopt_holds(const struct block *blocks, int64_t num_blocks) {
+    for (int64_t i = 0; i < num_blocks; ++i)
+        if (blocks[i].scale && bits_of(*blocks[i].scale) != bits_of(blocks[i].expected))
+            return 0;
+    return 1;
+}
+
+/* Update all blocks that have a gradient, each thread an equal run of consecutive groups,
+ * and give them new noise if asked to. */
+void saiopt_update(const struct block *blocks, const void *const *grads,
+                   int64_t num_blocks, const struct rule *rule, int num_threads,
+                   int advances) {
     int64_t total = 0;
     for (int64_t i = 0; i < num_blocks; ++i)
-        total += num_rows(&blocks[i]) * groups_per_row(&blocks[i]);
+        total += num_groups(&blocks[i], grads[i]);
 #pragma omp parallel for num_threads(num_threads) schedule(static, 1)
     for (int t = 0; t < num_threads; ++t)
-        update_share(blocks, num_blocks, rule, total * t / num_threads,
+        update_share(blocks, grads, num_blocks, rule, total * t / num_threads,
                      total * (t + 1) / num_threads);
+    for (int64_t i = 0; advances && i < num_blocks; ++i)
+        if (grads[i] && blocks[i].seed)
+            *blocks[i].seed = (int32_t)((uint32_t)*blocks[i].seed + 1u);
 }

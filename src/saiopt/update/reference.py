@@ -1,7 +1,7 @@
 """The update rule, written once and plainly: the specification of every execution.
 
     m = μ m + (1-μ) g
-    θ = (1 - ηλ) θ ;  θ = θ - η s m
+    θ = (1 - ηλ) θ ;  θ = θ - η s ⊙ d        d = m, or a direction of the whole matrix
 
 A float32 block takes three passes over memory, 32 bytes per entry: m and g are read and
 m written, θ is read and written, then θ and m are read and θ written.
@@ -23,9 +23,10 @@ from saiopt.low_bit import (
     quantize,
     round_stochastically,
 )
+from saiopt.scaling import matrix_shape
 
-from .blocks import Block, Coefficients
-from .tiles import Tile, matrix_shape, tiles
+from .blocks import Block, Coefficients, Direction
+from .tiles import Tile, tiles
 
 
 def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
@@ -36,13 +37,18 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
         coefficients: the numbers that the blocks share.
     """
     for block in blocks:
-        step_size = coefficients.lr * block.scale.to(_arithmetic_dtype(block.param))
-        if computes_in_place(block):
+        if coefficients.direction is not None:
+            _apply_along(block, coefficients, coefficients.direction)
+        elif computes_in_place(block):
             _apply(
-                block.param, block.grad, block.momentum_buffer, step_size, coefficients
+                block.param,
+                block.grad,
+                block.momentum_buffer,
+                _step_size(block, coefficients),
+                coefficients,
             )
         else:
-            _apply_through_copies(block, step_size, coefficients)
+            _apply_through_copies(block, coefficients)
 
 
 def decay(blocks: Sequence[Block], coefficients: Coefficients) -> None:
@@ -65,7 +71,7 @@ def decay(blocks: Sequence[Block], coefficients: Coefficients) -> None:
 
 
 def advance(blocks: Sequence[Block]) -> None:
-    """Give blocks that round stochastically new noise, once a step.
+    """Give blocks that round stochastically new noise, after each step.
 
     Args:
         blocks: the tensors; only the rounding seeds change.
@@ -124,9 +130,26 @@ def _apply(
     param.addcmul_(grad, step_size, value=coefficients.sign)
 
 
-def _apply_through_copies(
-    block: Block, step_size: Tensor, coefficients: Coefficients
-) -> None:
+def _step_size(
+    block: Block, coefficients: Coefficients, tile: Tile | None = None
+) -> Tensor:
+    """Return η s: 0-d, or broadcasting against a tile of the parameter."""
+    dtype = _arithmetic_dtype(block.param)
+    step_size = coefficients.lr * block.scale.to(dtype)
+    shape = block.shape if tile and tile.splits_rows else block.param.shape
+    if block.row_scale is not None:
+        rows = block.row_scale if tile is None else block.row_scale[tile.rows]
+        step_size = step_size * rows.to(dtype).view(-1, *[1] * (len(shape) - 1))
+    if block.column_scale is not None:
+        columns = block.column_scale.to(dtype)
+        if tile and tile.splits_rows:
+            step_size = step_size * columns[None, tile.cols]
+        else:
+            step_size = step_size * columns.view(1, *shape[1:])
+    return step_size
+
+
+def _apply_through_copies(block: Block, coefficients: Coefficients) -> None:
     """Apply the rule in float32, tile by tile, and round once at the store.
 
     The parameter moves by the momentum before that is rounded.
@@ -135,9 +158,6 @@ def _apply_through_copies(
     tensors = [block.param, block.grad]
     if block.momentum_buffer is not None and block.momentum_scale is None:
         tensors.append(block.momentum_buffer)
-    if step_size.dim() > 0:
-        step_size = step_size.expand(block.param.shape)
-        tensors.append(step_size)
     for tile in tiles(tensors):
         param = tile.of(block.param)
         values = param.to(dtype, copy=True)
@@ -146,13 +166,44 @@ def _apply_through_copies(
             values,
             tile.of(block.grad).to(dtype),
             momentum,
-            tile.of(step_size) if step_size.dim() > 0 else step_size,
+            _step_size(block, coefficients, tile),
             coefficients,
         )
         noise = _noise(block, tile, param)
         if momentum is not None:
             _write_momentum(block, tile, momentum, noise)
         _store(param, values, noise)
+
+
+def _apply_along(
+    block: Block, coefficients: Coefficients, direction: Direction
+) -> None:
+    """Apply the rule along a direction that the whole matrix decides.
+
+    It takes float32 copies of the parameter's size, freed from block to block.
+    """
+    if block.param.numel() == 0:
+        return
+    dtype = _arithmetic_dtype(block.param)
+    rows, cols = block.shape
+    whole = Tile(slice(0, rows), slice(0, cols), splits_rows=False)
+    grad = block.grad.to(dtype)
+    momentum = _read_momentum(block, whole, grad)
+    if momentum is None:
+        momentum = grad
+    else:
+        average([momentum], [grad], coefficients)
+    along = direction(
+        momentum.reshape(rows, cols), grad.reshape(rows, cols), coefficients.momentum
+    ).view(block.param.shape)
+    values = block.param.to(dtype, copy=True)
+    if coefficients.weight_decay != 0:
+        values.mul_(coefficients.shrink)
+    step_size = _step_size(block, coefficients)
+    values.addcmul_(along, step_size, value=coefficients.sign)
+    noise = _noise(block, whole, values)
+    _write_momentum(block, whole, momentum, noise)
+    _store(block.param, values, noise)
 
 
 def _arithmetic_dtype(param: Tensor) -> torch.dtype:
@@ -190,7 +241,7 @@ def _coded(buffer: Tensor, scale: Tensor, tile: Tile) -> tuple[Tensor, Tensor, i
     code = code_of(buffer.dtype)
     first, last = tile.cols.start, tile.cols.stop
     per_byte = 8 // code.bits
-    codes = buffer.view(matrix_shape(buffer))
+    codes = buffer.view(matrix_shape(buffer.shape))
     return (
         codes[tile.rows, first // per_byte : -(-last // per_byte)],
         scale[tile.rows, first // code.group_size : -(-last // code.group_size)],
@@ -205,7 +256,14 @@ def _noise(block: Block, tile: Tile, values: Tensor) -> Tensor | None:
     """
     if block.rounding_seed is None:
         return None
-    bits = noise_bits(tile.start, values.numel(), block.rounding_seed)
+    cols = block.shape[1]
+    pitch = cols if block.pitch is None else block.pitch
+    start = block.start + tile.rows.start * pitch + tile.cols.start
+    rows, width = tile.rows.stop - tile.rows.start, tile.cols.stop - tile.cols.start
+    if rows == 1 or width == pitch:
+        bits = noise_bits(start, rows * width, block.rounding_seed + 1)
+    else:
+        bits = noise_bits(start, (rows, width), block.rounding_seed + 1, pitch)
     return bits.view(values.shape)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+from saiopt.scaling import matrix_shape
 
 # Entries of a tile. On a CPU few enough that its copies stay in the caches and below a
 # hundredth of a model; on an accelerator enough to fill it.
@@ -18,14 +20,12 @@ class Tile(NamedTuple):
     """Hold a piece of a block seen as a (rows, columns) matrix.
 
     Args:
-        start: index of its first entry in the block; the others follow it.
         rows: its rows.
         cols: its columns: all, or within one row a range that starts at a multiple of
             every group size.
         splits_rows: whether the block's tensors can be cut within a row.
     """
 
-    start: int
     rows: slice
     cols: slice
     splits_rows: bool
@@ -33,21 +33,15 @@ class Tile(NamedTuple):
     def of(self, tensor: Tensor) -> Tensor:
         """Return the tile of a tensor of the block's shape, as a view."""
         if self.splits_rows:
-            return tensor.view(matrix_shape(tensor))[self.rows, self.cols]
+            return tensor.view(matrix_shape(tensor.shape))[self.rows, self.cols]
         return tensor[self.rows] if tensor.dim() > 0 else tensor
-
-
-def matrix_shape(tensor: Tensor) -> tuple[int, int]:
-    """Return (rows, columns): the first dimension, and all others together."""
-    if tensor.dim() == 0:
-        return 1, 1
-    return tensor.shape[0], math.prod(tensor.shape[1:])
 
 
 def tiles(tensors: Sequence[Tensor]) -> Iterator[Tile]:
     """Cut a block into tiles.
 
-    Rows longer than a tile are cut only where all tensors are contiguous.
+    Rows longer than a tile are cut only where all tensors are contiguous. While
+    compiling there is one tile: the compiler fuses, and needs no bound on copies.
 
     Args:
         tensors: the block's tensors, all of its shape.
@@ -55,8 +49,11 @@ def tiles(tensors: Sequence[Tensor]) -> Iterator[Tile]:
     Yields:
         Tiles in the order of the entries.
     """
-    rows, cols = matrix_shape(tensors[0])
+    rows, cols = matrix_shape(tensors[0].shape)
     if rows * cols == 0:
+        return
+    if torch.compiler.is_compiling():
+        yield Tile(slice(0, rows), slice(0, cols), splits_rows=False)
         return
     entries = _CPU_ENTRIES if tensors[0].is_cpu else _ACCELERATOR_ENTRIES
     splits_rows = all(t.is_contiguous() for t in tensors)
@@ -65,7 +62,6 @@ def tiles(tensors: Sequence[Tensor]) -> Iterator[Tile]:
     for row in range(0, rows, height):
         for col in range(0, cols, width):
             yield Tile(
-                row * cols + col,
                 slice(row, min(row + height, rows)),
                 slice(col, min(col + width, cols)),
                 splits_rows,

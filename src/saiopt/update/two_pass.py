@@ -22,14 +22,15 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     """Apply the rule to every block, one after the other.
 
     Blocks whose storage is not their arithmetic, whose tensors are not contiguous, or
-    whose scale varies within them go through :mod:`saiopt.update.reference`; so does
-    everything under torch.compile, since the scales are read on the host.
+    whose scale varies within them go through :mod:`saiopt.update.reference`, and so
+    do directions of whole matrices; under torch.compile everything does, since the
+    scales are read on the host.
 
     Args:
         blocks: the tensors on a CPU; parameters and momentum buffers change in place.
         coefficients: the numbers that the blocks share.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or coefficients.direction is not None:
         reference.update(blocks, coefficients)
         return
     lr = float(coefficients.lr)
@@ -44,7 +45,7 @@ def _knows(block: Block) -> bool:
     # torch's fused SGD reads tensors as if they were contiguous and not negated.
     tensors = (block.param, block.grad, block.momentum_buffer)
     plain = all(t.is_contiguous() and not t.is_neg() for t in tensors if t is not None)
-    return plain and block.scale.dim() == 0 and reference.computes_in_place(block)
+    return plain and not block.is_fine and reference.computes_in_place(block)
 
 
 def _apply(block: Block, scale: float, lr: float, coefficients: Coefficients) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from saiopt.moments import Moments
-from saiopt.scaling import NamedScaling, scales
+from saiopt.scaling.moments import Moments
+from saiopt.scaling import scales
 
-OPTIMIZERS: dict[str, NamedScaling] = {
+OPTIMIZERS: dict[str, str] = {
     "sgd": "none",
     "sgdsai": "gsnr",
     "sgdsai-sqrt-numel": "sqrt_numel",

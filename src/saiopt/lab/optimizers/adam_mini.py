@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from saiopt.sharding import is_sharded
+from saiopt.distributed.shards import is_sharded
 
 # GPT-2's matrices, and names under which the package partitions as its paper does:
 # query and key by heads, everything else by output neurons.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import nn
 from torch.optim import Optimizer
 
-from saiopt.param_groups import decay_groups
+from saiopt.optimizer import decay_groups
 
 
 def grouped(module: str, name: str) -> Callable[..., Optimizer]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from saiopt.lab.optimizers.stepping import Stepping
-from saiopt.param_groups import split_by_decay
+from saiopt.optimizer import split_by_decay
 
 # Names of output layers in transformers, diffusers and torchvision.
 _HEADS = frozenset({"lm_head", "classifier", "score", "head", "fc"})

@@ -8,9 +8,9 @@ from torch.optim import Optimizer
 
 from saiopt.lab.draws import generator
 from saiopt.optimizer import SGDSaI
-from saiopt.param_groups import decay_groups
-from saiopt.scaling import NamedScaling, gsnr
-from saiopt.sharding import measure_blocks
+from saiopt.optimizer import decay_groups
+from saiopt.scaling import gsnr
+from saiopt.distributed.shards import measure_blocks
 
 # Settings are JSON types: a dtype goes by its name.
 _STATE_DTYPES: dict[str | None, torch.dtype | Literal["int4"] | None] = {
@@ -28,7 +28,7 @@ def sgdsai(
     *,
     momentum: float,
     eps: float,
-    scaling: NamedScaling,
+    scaling: str,
     state_dtype: str | None = None,
 ) -> SGDSaI:
     """Build SGD-SaI with one of its scaling rules.

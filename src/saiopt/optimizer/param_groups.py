@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .fsdp1 import is_slice
+from saiopt.distributed.fsdp1 import is_slice
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -17,9 +17,9 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import _engine_run_backward
 from torch.utils.hooks import RemovableHandle
 
-from .fsdp1 import is_flattened
-from .optimizer import SGDSaI
-from .sharding import is_dtensor
+from saiopt.distributed.fsdp1 import is_flattened
+from .sgdsai import SGDSaI
+from saiopt.distributed.shards import is_dtensor
 
 
 class ReleaseHandle:

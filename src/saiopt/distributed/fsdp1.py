@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from typing import NamedTuple
 
 import torch.distributed as dist
 from torch import Tensor
@@ -10,8 +11,20 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 # What it puts on every parameter that it flattens, the original ones included.
 _MARK = "_fsdp_flattened"
-# Process group by original parameter, None where every rank keeps the whole.
-_groups = WeakTensorKeyDictionary()
+# By original parameter, None where every rank keeps the whole.
+_slices = WeakTensorKeyDictionary()
+
+
+class _Slice(NamedTuple):
+    """Say which part of an original parameter a rank keeps.
+
+    Args:
+        group: the ranks that keep the others.
+        start: index of its first entry in the original.
+    """
+
+    group: dist.ProcessGroup
+    start: int
 
 
 def is_flattened(param: Tensor) -> bool:
@@ -44,9 +57,6 @@ def is_slice(param: Tensor) -> bool:
 def slicing_group(param: Tensor) -> dist.ProcessGroup | None:
     """Return the process group over which a parameter is sliced.
 
-    A slice knows neither its whole nor its group: only FSDP1's handles do, and only the
-    garbage collector knows all of those.
-
     Args:
         param: the parameter.
 
@@ -56,17 +66,42 @@ def slicing_group(param: Tensor) -> dist.ProcessGroup | None:
     Raises:
         RuntimeError: the handles are hidden from the garbage collector.
     """
+    found = _slice_of(param)
+    return None if found is None else found.group
+
+
+def slice_start(param: Tensor) -> int:
+    """Return the index of a parameter's first entry in the original one.
+
+    Args:
+        param: the parameter.
+
+    Returns:
+        The index, 0 for a whole parameter.
+
+    Raises:
+        RuntimeError: see :func:`slicing_group`.
+    """
+    found = _slice_of(param)
+    return 0 if found is None else found.start
+
+
+def _slice_of(param: Tensor) -> _Slice | None:
+    """Find a slice: it knows neither its whole nor its group.
+
+    Only FSDP1's handles do, and only the garbage collector knows all of those.
+    """
     if not is_flattened(param) or not dist.is_initialized():
         return None
-    if param not in _groups:
+    if param not in _slices:
         _read_handles()
     # A whole one may have another number of dimensions, a slice always has one.
-    if param not in _groups and param.dim() == 1 and dist.get_world_size() > 1:
+    if param not in _slices and param.dim() == 1 and dist.get_world_size() > 1:
         raise RuntimeError(
             "gc.freeze() must not hide the FullyShardedDataParallel model from the "
             "optimizer's first step: call step() once before it"
         )
-    return _groups.get(param)
+    return _slices.get(param)
 
 
 def _read_handles() -> None:
@@ -74,6 +109,11 @@ def _read_handles() -> None:
 
     for handle in gc.get_objects():
         if type(handle) is FlatParamHandle:
-            group = handle.process_group if handle.uses_sharded_strategy else None
-            for original in handle.flat_param._params or ():
-                _groups[original] = group
+            flat = handle.flat_param
+            pairs = zip(flat._params or (), flat._shard_param_infos, strict=False)
+            for original, info in pairs:
+                _slices[original] = (
+                    _Slice(handle.process_group, info.intra_param_start_idx or 0)
+                    if handle.uses_sharded_strategy
+                    else None
+                )

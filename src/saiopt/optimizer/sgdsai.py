@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
-from . import loading, options, preparation
-from .calibration import begin_pending, held_largest
-from .plan import Work, plan_group
-from .preparation import Known, Members
-from .scaling import Scaling
-from .update import choose
+from saiopt.scaling import Scaling, rule_of
+
+from . import options
+from .binding import Binding, Taken
+from .calibration import held_largest
+from .lane import Call
+from .state_dict import A_CALLABLE, check_loaded, fill_in, keep, unwrap
+
+
+StateDtype: TypeAlias = (
+    "torch.dtype | Literal['float32', 'bfloat16', 'int8', 'int4']"
+)
 
 
 class SGDSaI(Optimizer):
@@ -80,13 +86,10 @@ class SGDSaI(Optimizer):
         You Need", arXiv 2412.11768.
     """
 
-    # Blocks that have not begun, and the scale each was given beforehand (0: none).
-    # Derived from the state, so that steps need not read it from the device.
-    _pending: dict[Tensor, float]
+    # What one step shares with the next, None before the first and after state_dict.
+    _binding: Binding | None
     # The shapes of the blocks that were given: others are flattened or cut ones.
     _shapes: set[torch.Size]
-    # The state that `_pending` was derived from: wrappers may put other entries there.
-    _known: Known
 
     def __init__(
         self,
@@ -100,9 +103,11 @@ class SGDSaI(Optimizer):
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
-        state_dtype: torch.dtype | Literal["int4"] | None = None,
+        state_dtype: StateDtype | None = None,
         stochastic_rounding: bool | None = None,
+        **unknown: object,
     ) -> None:
+        options.refuse_unknown(unknown)
         given = {
             "lr": lr,
             "momentum": momentum,
@@ -117,7 +122,7 @@ class SGDSaI(Optimizer):
         }
         defaults = options.normalised(given)
         options.check(defaults)
-        self._pending, self._shapes, self._known = {}, set(), {}
+        self._binding, self._shapes = None, set()
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -135,11 +140,11 @@ class SGDSaI(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            for param in group["params"]:
-                options.check_param(param, group)
-        except (TypeError, ValueError):
+            _check_params(group, len(self.param_groups) - 1)
+        except (TypeError, ValueError, RuntimeError):
             self.param_groups.pop()
             raise
+        self._binding = None
         if group["scaling"] == "gsnr_max":
             group.setdefault("gsnr_max", held_largest(self.param_groups))
         self._shapes.update(p.shape for p in group["params"])
@@ -171,8 +176,12 @@ class SGDSaI(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for work in self._plan():
-            work.run()
+        if torch.compiler.is_compiling():
+            for call in self._calls():
+                call.run()
+        else:
+            binding, taken = self._take()
+            binding.step(taken)
         return loss
 
     @torch.no_grad()
@@ -184,16 +193,20 @@ class SGDSaI(Optimizer):
 
         Args:
             p: the parameter, with its gradient.
-            group: its param group.
+            group: its param group. The options are those of the group that has the
+                parameter now: loading a state_dict puts others in their places.
             i: its index in the group, which this optimizer does not need.
 
         Raises:
-            ValueError: the group scales by `"gsnr_max"`, which needs all gradients.
+            ValueError: the parameter is not the optimizer's, or its group scales by
+                `"gsnr_max"`, which needs all gradients.
         """
-        if group["scaling"] == "gsnr_max":
-            raise ValueError("scaling must not be 'gsnr_max' in step_parameter")
-        for work in self._plan([(group, [p])]):
-            work.run()
+        del group, i
+        binding, taken = self._take_one(p)
+        for lane, _ in taken:
+            if rule_of(lane.group["scaling"]).needs_all_blocks:
+                raise ValueError("scaling must not be 'gsnr_max' in step_parameter")
+        binding.step(taken)
 
     def state_dict(self) -> StateDict:
         """Return the state and the options; code is not among them.
@@ -206,7 +219,7 @@ class SGDSaI(Optimizer):
         saved = super().state_dict()
         for group in saved["param_groups"]:
             if callable(group["scaling"]):
-                group["scaling"] = loading.A_CALLABLE
+                group["scaling"] = A_CALLABLE
         return saved
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -223,7 +236,7 @@ class SGDSaI(Optimizer):
                 optimizer's or does not fit its parameters. Then nothing changes.
         """
         hook = self.register_load_state_dict_pre_hook(
-            lambda _, loaded: loading.keep(loaded)
+            lambda _, loaded: keep(loaded)
         )
         try:
             super().load_state_dict(state_dict)
@@ -237,63 +250,80 @@ class SGDSaI(Optimizer):
 
         Args:
             scales: s by parameter, 0 to calibrate at the next usable gradient.
+
+        Raises:
+            ValueError: a parameter's scales differ within it.
         """
-        self._prepare({param for param, scale in scales.items() if scale > 0})
+        self._bind({param for param, scale in scales.items() if scale > 0})
+        for param in scales:
+            if "num_measured" in self.state.get(param, {}):
+                raise ValueError(
+                    "scales must be of blocks that have one each, got one whose rule "
+                    "measures rows or columns, or several gradients"
+                )
         for param, scale in scales.items():
             if self.state.get(param):
-                waits = param in self._pending
-                self.state[param]["scale"].fill_(-scale if waits else scale)
-        self._find_pending()
+                held = self.state[param]["scale"]
+                waits = held.is_meta or held.item() <= 0
+                held.fill_(-scale if waits else scale)
+        self._binding = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         held_state = self.__dict__.get("state", {})
         held_groups = self.__dict__.get("param_groups", [])
-        loaded = loading.unwrap(state.get("state", {}), held_state)
-        loading.check(loaded)
+        loaded = unwrap(state.get("state", {}), held_state)
+        check_loaded(loaded)
         super().__setstate__({**state, "state": defaultdict(dict, loaded)})
-        loading.fill_in(self.param_groups, held_groups, self.defaults)
+        fill_in(self.param_groups, held_groups, self.defaults)
         self._shapes = {p.shape for g in self.param_groups for p in g["params"]}
-        self._find_pending()
+        self._binding = None
 
-    def _find_pending(self) -> None:
-        self._pending = preparation.pending_of(self.state)
-        self._known = preparation.known_of(self.state)
+    def _bind(self, also: Collection[Tensor] = ()) -> Binding:
+        """Check everything, and give every parameter that may train its state."""
+        # A step that fails here must not find the old binding again.
+        self._binding = None
+        self._binding = Binding(self.param_groups, self.state, self._shapes, also)
+        return self._binding
+
+    def _take(self) -> tuple[Binding, Taken]:
+        binding = self._binding
+        taken = binding and binding.take(self.param_groups, self.state)
+        if binding is None or taken is None:
+            binding = self._bind()
+            taken = binding.take(self.param_groups, self.state)
+        return binding, _given(taken)
+
+    def _take_one(self, param: Tensor) -> tuple[Binding, Taken]:
+        binding = self._binding
+        taken = binding and binding.take_one(self.param_groups, self.state, param)
+        if binding is None or taken is None:
+            if not any(param is p for g in self.param_groups for p in g["params"]):
+                raise ValueError("p must be a parameter of this optimizer, got another")
+            binding = self._bind()
+            taken = binding.take_one(self.param_groups, self.state, param)
+        return binding, _given(taken)
 
     # Everything that depends on the host, and reads the device while blocks wait, is
     # not for the compiler to trace; what it returns is tensors and operations on them.
     # The public `torch.compiler.disable` would import the whole compiler here.
     @torch._disable_dynamo
-    def _plan(self, members: Members | None = None) -> list[Work]:
-        """Calibrate what can be; return the updates of some blocks, or of all."""
-        if members is None:
-            members = preparation.members_of(self.param_groups)
-        # Whatever can be refused is refused before anything changes.
-        executions = [
-            choose(params, foreach=group["foreach"], fused=group["fused"])
-            for group, params in members
-        ]
-        self._check(members)
-        if not preparation.are_complete(members, self.state):
-            self._prepare()
-        waiting = self._pending
-        begun = begin_pending(members, self.state, waiting, self.param_groups)
-        for param in begun:
-            del waiting[param]
-        return [
-            work
-            for (group, params), execution in zip(members, executions, strict=True)
-            for work in plan_group(
-                group, params, self.state, execution, pending=waiting, begun=begun
-            )
-        ]
+    def _calls(self) -> list[Call]:
+        binding, taken = self._take()
+        return binding.calls(taken)
 
-    def _prepare(self, also: Collection[Tensor] = ()) -> None:
-        """Give a complete state to every parameter that may train."""
-        members = preparation.members_of(self.param_groups)
-        self._check(members)
-        preparation.prepare(members, self.state, self._pending, also)
-        self._known = preparation.known_of(self.state)
 
-    def _check(self, members: Members) -> None:
-        if preparation.check(members, self.state, self._shapes, self._known):
-            self._find_pending()
+def _given(taken: Taken | None) -> Taken:
+    if taken is None:
+        raise RuntimeError(
+            "optimizer.state must stay as it is during a step, got another"
+        )
+    return taken
+
+
+def _check_params(group: Mapping[str, Any], index: int) -> None:
+    names = group.get("param_names")
+    for i, param in enumerate(group["params"]):
+        options.check_given(param)
+        if param.requires_grad:
+            name = repr(names[i]) if names else f"parameter {i} of group {index}"
+            options.check_trained(param, group, name)

@@ -73,7 +73,7 @@ def unwrap(
     }
 
 
-def check(state: Mapping[Tensor, Mapping[str, Any]]) -> None:
+def check_loaded(state: Mapping[Tensor, Mapping[str, Any]]) -> None:
     """Check that loaded state is of SGD-SaI and fits the parameters that it is for.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from .scaling import NAMES
+from saiopt.scaling import rule_of
 
 # By the names that groups keep: distributed checkpoints refuse a torch.dtype.
 _DTYPE_NAMES = {
@@ -20,6 +20,10 @@ _DTYPE_NAMES = {
     torch.int8: "int8",
 }
 STATE_DTYPES = (*_DTYPE_NAMES.values(), "int4")
+# What is narrower has no spacing left for a step.
+_PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# What users of other optimizers know instead.
+_TAKES_THEIR_PLACE = {"betas": "momentum", "beta1": "momentum", "alpha": "momentum"}
 _NUMBERS = {"lr", "momentum", "eps", "weight_decay"}
 
 
@@ -44,17 +48,18 @@ def normalised(options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def check(options: Mapping[str, Any]) -> None:
+def check(options: Mapping[str, Any], *, reads: bool = True) -> None:
     """Check the options of one param group.
 
     Args:
         options: the group's options by name; other keys are the user's own.
+        reads: whether to read an lr that is a tensor from its device.
 
     Raises:
         TypeError: an option is of the wrong kind.
         ValueError: an option is out of its range.
     """
-    _check_lr(options["lr"])
+    check_lr(options["lr"], reads=reads)
     _check_number("momentum", options["momentum"], below=1)
     _check_number("eps", options["eps"])
     _check_number("weight_decay", options["weight_decay"])
@@ -75,40 +80,46 @@ def check_names(options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: there is no such scaling or state dtype.
     """
-    scaling = options["scaling"]
-    if not callable(scaling) and scaling not in NAMES:
-        names = ", ".join(repr(name) for name in NAMES)
-        raise ValueError(f"scaling must be one of {names} or callable, got {scaling!r}")
+    rule_of(options["scaling"])
     if options["state_dtype"] not in (None, *STATE_DTYPES):
         raise ValueError(
-            "state_dtype must be None, torch.float32, torch.bfloat16, torch.int8 or "
-            "'int4', "
+            "state_dtype must be None, torch.float32, torch.bfloat16, torch.int8 (or "
+            "their names) or 'int4', "
             f"got {options['state_dtype']!r}"
         )
 
 
-def check_param(param: Tensor, options: Mapping[str, Any]) -> None:
-    """Check that the optimizer can update a parameter.
+def refuse_unknown(names: Mapping[str, object]) -> None:
+    """Raise for arguments that there are not.
+
+    Args:
+        names: what was given beside the known arguments.
+
+    Raises:
+        TypeError: there is one.
+    """
+    for name, value in names.items():
+        instead = _TAKES_THEIR_PLACE.get(name)
+        hint = f": {instead} takes its place" if instead else ""
+        raise TypeError(
+            f"SGDSaI got an unexpected keyword argument {name!r} ({value!r}){hint}"
+        )
+
+
+def check_given(param: Tensor) -> None:
+    """Check what must be true of a parameter from the start, frozen or not.
 
     Args:
         param: the parameter.
-        options: its group's options by name.
 
     Raises:
         RuntimeError: FSDP1 flattened several parameters into this one.
-        TypeError: the parameter is complex, sparse or not of floating point.
-        ValueError: the parameter has no shape yet, or `stochastic_rounding` is True for
-            one of float16.
+        ValueError: the parameter has no shape yet.
     """
     if is_lazy(param):
         raise ValueError(
             "params must have their shapes, got one of a lazy module: call the model "
             "once before making the optimizer"
-        )
-    if not param.is_floating_point() or param.layout != torch.strided:
-        raise TypeError(
-            "params must be dense real tensors of floating point, "
-            f"got {param.dtype} with layout {param.layout}"
         )
     if getattr(param, "_is_flat_param", False):
         raise RuntimeError(
@@ -116,9 +127,32 @@ def check_param(param: Tensor, options: Mapping[str, Any]) -> None:
             "are lost: wrap the model with FullyShardedDataParallel("
             "use_orig_params=True), or with fully_shard"
         )
+
+
+def check_trained(param: Tensor, options: Mapping[str, Any], name: str) -> None:
+    """Check that the optimizer can update a parameter.
+
+    Args:
+        param: the parameter, which trains.
+        options: its group's options by name.
+        name: what to call it.
+
+    Raises:
+        TypeError: the parameter is complex, sparse, or of a dtype that cannot be
+            trained.
+        ValueError: `stochastic_rounding` is True for one of float16.
+    """
+    if param.layout != torch.strided or param.dtype not in _PARAM_DTYPES:
+        ways = {True: ": train torch.view_as_real() of it"}
+        way = ways.get(param.is_complex(), "")
+        raise TypeError(
+            "params must be dense real tensors of 16, 32 or 64 bits of floating point, "
+            f"got {param.dtype} with layout {param.layout} for {name}{way}"
+        )
     if options["stochastic_rounding"] and param.dtype == torch.float16:
         raise ValueError(
-            "stochastic_rounding must be None or False for float16 parameters, got True"
+            "stochastic_rounding must be None or False for float16 parameters, got "
+            f"True for {name}"
         )
 
 
@@ -143,33 +177,55 @@ def check_shape(param: Tensor, given: Container[torch.Size]) -> None:
         )
 
 
-def check_grad(param: Tensor) -> None:
+def check_grad(param: Tensor, name: str) -> None:
     """Check that the optimizer can read a parameter's gradient.
 
     Args:
         param: the parameter, with or without a gradient.
+        name: what to call it.
 
     Raises:
-        RuntimeError: the gradient is sparse, or not of the parameter's shape.
+        RuntimeError: the gradient is sparse, not of the parameter's shape, or its
+            memory was freed.
     """
     grad = param.grad
     if grad is None:
         return
     if grad.layout != torch.strided:
-        raise RuntimeError(f"gradients must be dense, got {grad.layout}")
+        raise RuntimeError(
+            f"gradients must be dense, got {grad.layout} for {name}: make an embedding "
+            "with sparse=False, or leave it to torch.optim.SparseAdam"
+        )
     if grad.shape != param.shape:
         raise RuntimeError(
             "gradients must have the shapes of their parameters, "
             f"got {tuple(grad.shape)} for {tuple(param.shape)}"
         )
+    if grad.dtype != param.dtype and grad.dtype not in _PARAM_DTYPES:
+        raise RuntimeError(
+            "gradients must be of 16, 32 or 64 bits of floating point, got "
+            f"{grad.dtype} for {name}"
+        )
 
 
-def _check_lr(lr: object) -> None:
+def check_lr(lr: object, *, reads: bool = True) -> None:
+    """Check a learning rate.
+
+    Args:
+        lr: a float, or a tensor of one entry.
+        reads: whether to read a tensor's value from its device.
+
+    Raises:
+        TypeError: it is neither.
+        ValueError: it is negative or not finite.
+    """
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError(
                 f"lr must be a float or a tensor of one entry, got {lr.numel()} entries"
             )
+        if not reads:
+            return
         lr = lr.item()
     _check_number("lr", lr)
 

@@ -11,9 +11,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# A standard deviation below this many spacings of the mean is rounding noise: sums
-# that agree in exact arithmetic differ by a few spacings when their order differs.
-_NOISE_SPACINGS = 16
+# A standard deviation below so many spacings of the mean is rounding noise. Sums that
+# agree in exact arithmetic differ by a few float32 spacings when their order differs;
+# stored in fewer bits, equal sums lie at one value or at its neighbour.
+_SUM_SPACINGS = 16
+_STORED_SPACINGS = 2
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,14 @@ class Moments:
 
     @property
     def degenerate(self) -> Tensor:
-        """Tell the blocks whose standard deviation is absent or rounding noise."""
-        noise = _NOISE_SPACINGS * self.spacing * self.mean.abs()
-        return (self.numel == 1) | (self.std <= noise)
+        """Tell the blocks whose standard deviation is absent or rounding noise.
+
+        That is one of at most 16 spacings of the mean in float32 and wider, 2 in 16
+        bits: in bfloat16 std/|mean| <= 0.0156, in float16 0.00195.
+        """
+        summed = self.spacing.clamp(max=torch.finfo(torch.float32).eps)
+        noise = torch.maximum(_SUM_SPACINGS * summed, _STORED_SPACINGS * self.spacing)
+        return (self.numel == 1) | (self.std <= noise * self.mean.abs())
 
     @property
     def usable(self) -> Tensor:

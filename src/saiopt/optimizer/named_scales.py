@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from .optimizer import SGDSaI
+from .sgdsai import SGDSaI
 
 # What torch.compile, FSDP1 and activation checkpointing put into names.
 _WRAPPER_PARTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}

@@ -1,4 +1,4 @@
-"""Which entries of a block live on this rank, and merging moments over ranks.
+"""Which entries of a block live on this rank, and merging statistics over ranks.
 
 A block is a parameter as the model sees it. A rank may hold a part of it: a shard of a
 DTensor (FSDP2, HSDP, tensor parallel and their combinations), or a slice that FSDP1
@@ -11,26 +11,68 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .fsdp1 import slicing_group
-from .moments import Moments, measure, merge
-from .update import Block
+from saiopt.scaling import Axis, Moments, matrix_shape, measure
+from saiopt.scaling.moments import merge
+
+from .fsdp1 import slice_start, slicing_group
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
 class _Shards(NamedTuple):
-    """Say over which ranks a block's parts lie, and where its collective runs."""
+    """Say over which ranks a block's parts lie, and where its collective runs.
+
+    Args:
+        group: the ranks.
+        device: of what they send.
+        dim: the dimension that they share, None for slices.
+    """
 
     group: dist.ProcessGroup
     device: torch.device
+    dim: int | None
+
+
+class Place(NamedTuple):
+    """Say where a rank's part of a block lies in the whole.
+
+    Args:
+        start: index of its first entry in the whole block.
+        pitch: from the index of an entry to that of its neighbour in the next row.
+    """
+
+    start: int
+    pitch: int
+
+
+def place_of(param: Tensor) -> Place:
+    """Tell where this rank's part of a parameter lies in the whole.
+
+    Args:
+        param: the parameter.
+
+    Returns:
+        Its place. Parts that are cut along the third dimension or a later one have no
+        pitch: theirs begin where no other part's do, and go on as if they were whole.
+    """
+    if not is_dtensor(param):
+        return Place(slice_start(param), matrix_shape(param.shape)[1])
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    _, offsets = compute_local_shape_and_global_offset(
+        param.shape, param.device_mesh, param.placements
+    )
+    strides = torch.empty(param.shape, device="meta").stride()
+    start = sum(o * stride for o, stride in zip(offsets, strides, strict=True))
+    return Place(start, matrix_shape(param.shape)[1])
 
 
 def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
@@ -85,28 +127,6 @@ def local_grad(param: Tensor) -> Tensor | None:
     return grad.to_local()
 
 
-def local_block(param: Tensor, grad: Tensor, entry: Mapping[str, Tensor]) -> Block:
-    """Collect the local tensors of a block for its update.
-
-    Args:
-        param: the parameter.
-        grad: the local entries of its gradient.
-        entry: its state.
-
-    Returns:
-        Tensors that share memory with the parameter and its state.
-    """
-    buffer, codes_scale = entry.get("momentum_buffer"), entry.get("momentum_scale")
-    return Block(
-        local_entries(param),
-        grad,
-        None if buffer is None else local_entries(buffer),
-        entry["scale"],
-        entry.get("rounding_seed"),
-        None if codes_scale is None else local_entries(codes_scale),
-    )
-
-
 def zeros_beside(param: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return zeros of another shape that are distributed as a parameter is.
 
@@ -138,11 +158,66 @@ def zeros_beside(param: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Ten
     )
 
 
+def zero_vector(param: Tensor, axis: Axis, dtype: torch.dtype) -> Tensor:
+    """Return a zero for each row or column of a parameter, distributed as those are.
+
+    Args:
+        param: the parameter.
+        axis: `"row"` or `"column"`.
+        dtype: of the zeros.
+
+    Returns:
+        Shape (rows,) or (columns,); of a DTensor a DTensor, sharded over the ranks
+        that share the axis and replicated over the others.
+
+    Raises:
+        RuntimeError: ranks have parts of the parameter that are not whole rows or
+            columns.
+    """
+    rows, cols = matrix_shape(param.shape)
+    size = rows if axis == "row" else cols
+    if slicing_group(param) is not None:
+        raise RuntimeError(
+            "scaling must give one scale per block under FullyShardedDataParallel, "
+            "whose slices have no rows and columns: use fully_shard"
+        )
+    if not is_dtensor(param):
+        return torch.zeros(size, dtype=dtype, device=param.device)
+    from torch.distributed.tensor import Replicate, Shard
+
+    if any(_dim(p) > 1 or (_dim(p) == 1 and param.dim() > 2) for p in param.placements):
+        raise RuntimeError(
+            "scaling must give one scale per block where a parameter of more than two "
+            f"dimensions is sharded along its columns, got {param.placements}"
+        )
+    axis_dim = 0 if axis == "row" else 1
+    local = param.to_local()
+    here = matrix_shape(local.shape)[axis_dim]
+    placements = [
+        # Strided shards keep their order: it says which rows a rank has.
+        (p if axis_dim == 0 else Shard(0)) if _dim(p) == axis_dim else Replicate()
+        for p in param.placements
+    ]
+    return type(param).from_local(
+        torch.zeros(here, dtype=dtype, device=local.device),
+        param.device_mesh,
+        placements,
+        run_check=False,
+        shape=torch.Size([size]),
+        stride=(1,),
+    )
+
+
+def _dim(placement: object) -> int:
+    return getattr(placement, "dim", -1)
+
+
 def lie_alike(tensor: Tensor, param: Tensor) -> bool:
     """Tell whether a tensor is distributed over the ranks as a parameter is.
 
     Args:
-        tensor: of the parameter's shape, or in proportion to it.
+        tensor: of the parameter's shape, or in proportion to it; one of a row's or a
+            column's numbers of one dimension.
         param: the parameter.
 
     Returns:
@@ -150,7 +225,8 @@ def lie_alike(tensor: Tensor, param: Tensor) -> bool:
     """
     if not (is_dtensor(tensor) and is_dtensor(param)):
         return is_dtensor(tensor) == is_dtensor(param)
-    if tensor.placements != param.placements:
+    is_vector = tensor.dim() == 1 < param.dim()
+    if tensor.placements != param.placements and not is_vector:
         return False
     meshes = (tensor.device_mesh, param.device_mesh)
     return meshes[0] is meshes[1] or meshes[0].shape == meshes[1].shape
@@ -217,11 +293,59 @@ def measure_blocks(
     stages: dict[_Shards, list[int]] = {}
     for i, param in enumerate(params):
         for shards in _shards(param):
-            stages.setdefault(shards, []).append(i)
+            stages.setdefault(shards._replace(dim=None), []).append(i)
     for shards, rows in stages.items():
         chosen = torch.tensor(rows, device="cpu")
         moments = _merge_over_ranks(moments, chosen, shards)
     return moments
+
+
+def add_over_ranks(
+    params: Sequence[Tensor], sums: Sequence[dict[str, Tensor]]
+) -> None:
+    """Complete sums over blocks, rows and columns, with one collective per group.
+
+    Args:
+        params: parameters, the same in the same order on every rank that shares one.
+        sums: of each, float64: `"block"`, and `"row"` and `"column"` where there are
+            such; what lives here, changed in place into that of the whole.
+    """
+    stages: dict[_Shards, list[Tensor]] = {}
+    for param, parts in zip(params, sums, strict=True):
+        for shards in _shards(param):
+            # A rank has whole rows unless ranks share the columns, and vice versa.
+            shared = {0: ("block", "column"), None: ("block",)}
+            for key in shared.get(shards.dim, ("block", "row")):
+                if key in parts:
+                    bare = shards._replace(dim=None)
+                    stages.setdefault(bare, []).append(parts[key])
+    for shards, tensors in stages.items():
+        flat = torch.cat([t.reshape(-1) for t in tensors]).to(shards.device)
+        dist.all_reduce(flat, group=shards.group)
+        pieces = flat.split([t.numel() for t in tensors])
+        for tensor, piece in zip(tensors, pieces, strict=True):
+            tensor.copy_(piece.view_as(tensor))
+
+
+def checksums(params: Sequence[Tensor]) -> list[int]:
+    """Return a number for the bits of each whole parameter, the same on every layout.
+
+    Args:
+        params: parameters, the same in the same order on every rank that shares one.
+
+    Returns:
+        The sum of all entries' bits, as integers of their width, modulo 2^32. One
+        host synchronisation, and one collective per process group that shares any.
+    """
+    sums = [{"block": _sum_of_bits(local_entries(p))} for p in params]
+    add_over_ranks(params, sums)
+    return [int(part["block"].item()) % 2**32 for part in sums]
+
+
+def _sum_of_bits(tensor: Tensor) -> Tensor:
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = tensor.detach().view(integers[tensor.element_size()])
+    return bits.sum(dtype=torch.int64)
 
 
 def largest_over_ranks(value: float) -> float:
@@ -269,11 +393,12 @@ def _shards(param: Tensor) -> tuple[_Shards, ...]:
     if is_dtensor(param):
         return tuple(_dtensor_shards(param))
     group = slicing_group(param)
-    return () if group is None else (_Shards(group, param.device),)
+    return () if group is None else (_Shards(group, param.device, None),)
 
 
 def _dtensor_shards(param: DTensor) -> Iterator[_Shards]:
     mesh = param.device_mesh
     for axis, placement in enumerate(param.placements):
         if not placement.is_replicate() and mesh.size(axis) > 1:
-            yield _Shards(mesh.get_group(axis), torch.device(mesh.device_type))
+            device = torch.device(mesh.device_type)
+            yield _Shards(mesh.get_group(axis), device, _dim(placement))

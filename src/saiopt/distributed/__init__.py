@@ -1,0 +1,1 @@
+"""Which entries of a block live on this rank, and what is true of all its ranks."""

@@ -1,0 +1,413 @@
+"""What one step shares with the next: checks, state, stages, and kernels' tables.
+
+Everything that can be asked once is asked when an optimizer's blocks are bound. A step
+asks in bulk whether what was bound is still there, decides what it does to which block,
+lets the executions do it, and only then writes down what has become of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saiopt.distributed.shards import is_dtensor
+from saiopt.scaling import rule_of
+from saiopt.update import Execution, choose, warn_of_slow_codes
+
+from . import calibration, options, state
+from .calibration import Finding
+from .lane import MEASURING, RUNNING, WAITING, Call, Lane, Now
+
+Groups = list[dict[str, Any]]
+States = MutableMapping[Any, Any]
+
+# Options on which a binding rests; the learning rate may change at every step.
+_BOUND = itemgetter(
+    "momentum",
+    "eps",
+    "weight_decay",
+    "scaling",
+    "maximize",
+    "foreach",
+    "fused",
+    "state_dtype",
+    "stochastic_rounding",
+)
+Taken = list[tuple[Lane, Now]]
+
+
+class Binding:
+    """Own the blocks of an optimizer, until what it was made from changes.
+
+    Making it checks everything and gives every parameter that may train a complete
+    state. It is the only one that writes scales, seeds and what was measured.
+
+    Args:
+        groups: all param groups of the optimizer.
+        states: its state by parameter, and what wrappers put there; changed in place.
+        shapes: of the parameters that the optimizer was given.
+        also: frozen parameters that need a state too.
+
+    Raises:
+        RuntimeError: a gradient is sparse, a parameter has changed its shape or lost
+            its memory, or an execution or a state dtype that was asked for does not
+            exist for it.
+        TypeError: a parameter that trains cannot be updated, or an option that was
+            changed in a group is of the wrong kind.
+        ValueError: such an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        groups: Groups,
+        states: States,
+        shapes: Collection[torch.Size],
+        also: Collection[Tensor] = (),
+    ) -> None:
+        self._groups = groups
+        for group in groups:
+            group.update(options.normalised(group))
+            options.check(group, reads=False)
+        self._bound = [(g, _BOUND(g), list(map(id, g["params"]))) for g in groups]
+        self._live = [
+            [
+                i
+                for i, p in enumerate(group["params"])
+                if state.is_state(states.get(p)) or _trains(p) or p in also
+            ]
+            for group in groups
+        ]
+        self._idle = [
+            sorted(set(range(len(g["params"]))) - set(live))
+            for g, live in zip(groups, self._live, strict=True)
+        ]
+        executions = self._check(states, shapes)
+        fresh = self._allocate(states)
+        self._make_lanes(states, executions, fresh)
+        self._awaits = any(rule_of(g["scaling"]).needs_all_blocks for g in groups)
+
+    # Making it
+
+    def _blocks(self) -> Iterator[tuple[dict[str, Any], int, Tensor]]:
+        """Yield group, place in it and parameter of every block."""
+        for group, live in zip(self._groups, self._live, strict=True):
+            for i in live:
+                yield group, i, group["params"][i]
+
+    def _check(
+        self, states: States, shapes: Collection[torch.Size]
+    ) -> dict[int, Execution | None]:
+        """Refuse what can be refused, before anything changes.
+
+        Returns:
+            The execution of each block by the parameter's id.
+        """
+        executions: dict[int, Execution | None] = {}
+        for group, i, param in self._blocks():
+            name = _name(self._groups, group, i)
+            options.check_trained(param, group, name)
+            options.check_grad(param, name)
+            entry = states.get(param)
+            if state.is_state(entry):
+                problem = state.misfit(entry, param)
+                if problem:
+                    raise RuntimeError(f"params must fit their state: {problem}")
+            else:
+                options.check_shape(param, shapes)
+            if param.grad is not None:
+                _check_memory(param, entry, name)
+            executions[id(param)] = _execution(param, group)
+        return executions
+
+    def _allocate(self, states: States) -> set[int]:
+        """Give every block what its state lacks.
+
+        Returns:
+            The ids of the parameters that had none.
+        """
+        fresh, seedless = set(), []
+        # What is made under inference mode could not be updated outside of it.
+        with torch.inference_mode(False):
+            for group, _, param in self._blocks():
+                entry = states.setdefault(param, {})
+                if not state.is_state(entry):
+                    fresh.add(id(param))
+                entry.update(state.ordinary_tensors(entry))
+                for key in state.obsolete(entry, group):
+                    del entry[key]
+                entry.update(state.complete(entry, param, group))
+                if state.lacks_seed(entry, param, group):
+                    seedless.append(param)
+            if seedless:
+                seeds = state.first_seeds(seedless)
+                for param, seed in zip(seedless, seeds, strict=True):
+                    states[param]["rounding_seed"] = seed
+        return fresh
+
+    def _make_lanes(
+        self,
+        states: States,
+        executions: dict[int, Execution | None],
+        fresh: Collection[int],
+    ) -> None:
+        stages = _stages(list(self._blocks()), states, fresh)
+        slots = {id(p): i for i, p in enumerate(states) if isinstance(p, Tensor)}
+        self._num_entries = len(states)
+        self._lanes: list[tuple[Lane, int, Pick, Pick]] = []
+        self._lane_of: dict[int, tuple[Lane, int]] = {}
+        for index, (group, live) in enumerate(
+            zip(self._groups, self._live, strict=True)
+        ):
+            kinds: dict[object, list[int]] = {}
+            for i in live:
+                param = group["params"][i]
+                keys = tuple(k for k in state.KEYS if k in states[param])
+                kind = (keys, executions[id(param)], is_dtensor(param))
+                kinds.setdefault(kind, []).append(i)
+            for (keys, execution, _), places in kinds.items():
+                params = [group["params"][i] for i in places]
+                lane = Lane(
+                    group,
+                    keys,
+                    execution,
+                    params,
+                    [states[p] for p in params],
+                    [stages[id(p)] for p in params],
+                )
+                entries = _pick([slots[id(p)] for p in params])
+                self._lanes.append((lane, index, _pick(places), entries))
+                self._lane_of |= {id(p): (lane, i) for i, p in enumerate(params)}
+
+    # Using it
+
+    def take(self, groups: Groups, states: States) -> Taken | None:
+        """Collect the tensors of a step, if all is as it was bound.
+
+        Args:
+            groups: all param groups of the optimizer.
+            states: its state.
+
+        Returns:
+            The tensors by lane; None where a new binding must be made.
+
+        Raises:
+            TypeError: a learning rate is of the wrong kind.
+            ValueError: a learning rate is out of its range.
+        """
+        if len(groups) != len(self._bound) or len(states) != self._num_entries:
+            return None
+        for group, bound, idle in zip(groups, self._bound, self._idle, strict=True):
+            if not _is_bound(group, bound, idle):
+                return None
+        held = list(states.values())
+        taken = []
+        # What is no tensor any more, or sparse, is what a new binding looks at.
+        try:
+            for lane, index, params, entries in self._lanes:
+                chosen = params(groups[index]["params"])
+                now = lane.gather(chosen, entries(held), range(len(chosen)))
+                if now is None:
+                    return None
+                taken.append((lane, now))
+        except (AttributeError, KeyError, TypeError, RuntimeError):
+            return None
+        return taken
+
+    def take_one(self, groups: Groups, states: States, param: Tensor) -> Taken | None:
+        """Collect the tensors of one parameter's step, and look at no other.
+
+        Args:
+            groups: all param groups of the optimizer.
+            states: its state.
+            param: the parameter.
+
+        Returns:
+            As :meth:`take`; empty for a parameter that does not train.
+        """
+        lane, row = self._lane_of.get(id(param), (None, 0))
+        if lane is None or groups is not self._groups:
+            return None
+        place = self._group_of(lane)
+        if groups[place] is not lane.group or _BOUND(lane.group) != self._bound[place][1]:
+            return None
+        _check_lr(lane.group)
+        try:
+            now = lane.gather([param], [states[param]], range(row, row + 1))
+        except (AttributeError, KeyError, TypeError, RuntimeError):
+            return None
+        return None if now is None else [(lane, now)]
+
+    def _group_of(self, lane: Lane) -> int:
+        return next(i for i, g in enumerate(self._groups) if g is lane.group)
+
+    def has(self, param: Tensor) -> bool:
+        """Tell whether a parameter is one of the blocks.
+
+        Args:
+            param: any parameter.
+
+        Returns:
+            False for one that is not the optimizer's, or has never trained.
+        """
+        return id(param) in self._lane_of
+
+    def step(self, taken: Taken) -> None:
+        """Update blocks, then write down what has become of them.
+
+        Args:
+            taken: their tensors.
+
+        Raises:
+            ValueError: see :func:`saiopt.optimizer.calibration.find`; then nothing has
+                changed.
+        """
+        found, largest = self._find(taken)
+        for (lane, now), findings in zip(taken, found, strict=True):
+            lane.run(now, findings)
+        if largest:
+            for group in self._groups:
+                if rule_of(group["scaling"]).needs_all_blocks:
+                    group["gsnr_max"] = largest
+
+    def calls(self, taken: Taken) -> list[Call]:
+        """Return the calls of a step for a compiler to trace.
+
+        Args:
+            taken: the tensors of all blocks.
+
+        Returns:
+            The calls; none where blocks begin or measure, after having made them.
+        """
+        if any(lane.is_unsettled for lane, _ in taken) or self._awaits:
+            self.step(taken)
+            return []
+        return [call for lane, now in taken for call in lane.ordinary_calls(now)]
+
+    def _find(
+        self, taken: Taken
+    ) -> tuple[list[dict[int, Finding | None]], float]:
+        """Ask what the gradients of blocks that are not settled say."""
+        nothing: list[dict[int, Finding | None]] = [{} for _ in taken]
+        if not self._awaits and not any(lane.is_unsettled for lane, _ in taken):
+            return nothing, 0.0
+        rows = [
+            (at, row, candidate)
+            for at, (lane, now) in enumerate(taken)
+            for row, candidate in lane.candidates(now)
+        ]
+        if not rows and not calibration.awaits_largest(self._groups):
+            return nothing, 0.0
+        found, largest = calibration.find([c for *_, c in rows], self._groups)
+        for (at, row, _), finding in zip(rows, found, strict=True):
+            nothing[at][row] = finding
+        return nothing, largest
+
+
+Pick = Callable[[Sequence[Any]], Sequence[Any]]
+
+
+def _pick(places: Sequence[int]) -> Pick:
+    """Return what picks some of a list's items, in C."""
+    if len(places) == 1:
+        return lambda items: (items[places[0]],)
+    return itemgetter(*places)
+
+
+def _is_bound(
+    group: dict[str, Any], bound: tuple[dict[str, Any], object, list[int]],
+    idle: Sequence[int],
+) -> bool:
+    held, key, ids = bound
+    params = group["params"]
+    if group is not held or _BOUND(group) != key or list(map(id, params)) != ids:
+        return False
+    _check_lr(group)
+    return not any(_trains(params[i]) for i in idle)
+
+
+def _check_lr(group: dict[str, Any]) -> None:
+    lr = group["lr"]
+    if type(lr) is not float or not 0 <= lr < float("inf"):
+        group.update(options.normalised({"lr": lr}))
+        options.check_lr(group["lr"], reads=False)
+
+
+def _trains(param: Tensor) -> bool:
+    return param.requires_grad or param.grad is not None
+
+
+def _execution(param: Tensor, group: dict[str, Any]) -> Execution | None:
+    """Choose an execution, None where no gradient asks for one that there is not."""
+    foreach, fused = group["foreach"], group["fused"]
+    if not state.is_concrete(param):
+        return choose(param, foreach=bool(foreach), fused=False)
+    try:
+        chosen = choose(param, foreach=foreach, fused=fused)
+    except RuntimeError:
+        if param.grad is not None:
+            raise
+        return None
+    if chosen.kernel is None and fused is None and foreach is None and param.is_cpu:
+        asked = group["state_dtype"] not in (None, "float32")
+        if asked and param.dtype in (torch.float32, torch.bfloat16):
+            warn_of_slow_codes()
+    return chosen
+
+
+def _check_memory(param: Tensor, entry: object, name: str) -> None:
+    tensors = {"params": param, "gradients": param.grad}
+    if state.is_state(entry):
+        tensors |= {k: entry[k] for k in state.KEYS if entry.get(k) is not None}
+    for key, tensor in tensors.items():
+        problem = state.lacks_memory(tensor)
+        if problem:
+            raise RuntimeError(f"{key} {problem} for {name}")
+
+
+def _name(groups: Groups, group: dict[str, Any], i: int) -> str:
+    """Name a parameter as the user knows it."""
+    names = group.get("param_names")
+    if names:
+        return repr(names[i])
+    index = next(k for k, g in enumerate(groups) if g is group)
+    return f"parameter {i} of group {index}"
+
+
+def _stages(
+    blocks: Sequence[tuple[dict[str, Any], int, Tensor]],
+    states: States,
+    fresh: Collection[int],
+) -> dict[int, tuple[int, float]]:
+    """Read from the devices how far blocks are, with one synchronisation for each.
+
+    Returns:
+        Stage and preset scale by the parameter's id.
+    """
+    found = {id(p): (WAITING, 0.0) for _, _, p in blocks}
+    known = [(g, p) for g, _, p in blocks if id(p) not in fresh]
+    for group, param in known:
+        if not state.is_concrete(param):
+            found[id(param)] = (RUNNING, 0.0)
+    by_device: dict[torch.device, list[tuple[dict[str, Any], Tensor]]] = {}
+    for group, param in known:
+        if state.is_concrete(param):
+            by_device.setdefault(states[param]["scale"].device, []).append((group, param))
+    for members in by_device.values():
+        scales = torch.stack([states[p]["scale"] for _, p in members]).tolist()
+        for (group, param), scale in zip(members, scales, strict=True):
+            found[id(param)] = _stage(scale, states[param], group)
+    return found
+
+
+def _stage(
+    scale: float, entry: dict[str, Tensor], group: dict[str, Any]
+) -> tuple[int, float]:
+    if not scale > 0:
+        return WAITING, -scale
+    asked = rule_of(group["scaling"]).num_gradients
+    measures = "num_measured" in entry and entry["num_measured"].item() < asked
+    return (MEASURING if measures else RUNNING), 0.0

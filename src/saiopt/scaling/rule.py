@@ -1,0 +1,118 @@
+"""What a scaling rule says: what it measures, for how long, which scales, which way.
+
+A rule of today measures one gradient and gives a block one number. A finer rule gives
+a :class:`Measurement` instead, whose sums may run over several gradients and whose
+scales may differ from row to row and from column to column. Rows are the first
+dimension of a parameter, columns all others together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from torch import Tensor
+
+from .moments import Moments
+
+Axis: TypeAlias = Literal["row", "column"]
+
+
+def matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    """Return (rows, columns): the first dimension, and all others together.
+
+    Args:
+        shape: of a parameter.
+
+    Returns:
+        Its shape as a matrix; a vector has one column.
+    """
+    return (shape[0] if shape else 1), math.prod(shape[1:])
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Hold what a rule has accumulated of one block.
+
+    Args:
+        block: Σ f(g) over all entries and gradients, 0-d float32, of the whole block.
+        row: the same for each row that lives here, shape (rows here,), complete over
+            the ranks; None where the rule has no sums of rows.
+        column: the same for each column that lives here.
+        shape: (rows, columns) of the whole block.
+        num_gradients: how many gradients the sums run over.
+    """
+
+    block: Tensor
+    row: Tensor | None
+    column: Tensor | None
+    shape: tuple[int, int]
+    num_gradients: int
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Hold the scale of every entry, s = block · row · column.
+
+    Args:
+        block: 0-d.
+        row: shape (rows here,), None for 1.
+        column: shape (columns here,), None for 1.
+    """
+
+    block: Tensor
+    row: Tensor | None = None
+    column: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Say what is accumulated from several gradients, and which scales it gives.
+
+    Sums merge exactly over chunks and shards by addition.
+
+    Args:
+        entries: f, elementwise, from a float64 chunk of a gradient.
+        axes: from the shape of a parameter to the axes along which sums and scales
+            differ; the same for the whole parameter and its shards.
+        num_gradients: K >= 1, the usable gradients that are measured. The scales follow
+            from what was measured so far, and stay after the K-th.
+        scales: from the sums to positive and finite scales, with those of the axes.
+    """
+
+    entries: Callable[[Tensor], Tensor]
+    axes: Callable[[Sequence[int]], tuple[Axis, ...]]
+    num_gradients: int
+    scales: Callable[[Sums], Scales]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Say what a block is scaled by and which way it moves.
+
+    Args:
+        scales: from the moments of blocks and ε to one scale for each block, float64,
+            shape (num_blocks,). Not asked where there is a measurement.
+        measurement: what finer scales need.
+        direction: from the momentum, the gradient (both float32 or float64, shape
+            (rows, columns), of whole blocks) and μ to the direction of the same shape,
+            which takes the momentum's place in the update. None: the momentum itself.
+        needs_all_blocks: whether the scales are divided by the largest of all blocks
+            at the first calibration.
+    """
+
+    scales: Callable[[Moments, float], Tensor] | None = None
+    measurement: Measurement | None = None
+    direction: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    needs_all_blocks: bool = False
+
+    @property
+    def num_gradients(self) -> int:
+        """Return K, how many usable gradients are measured."""
+        return 1 if self.measurement is None else self.measurement.num_gradients
+
+    def axes(self, shape: Sequence[int]) -> tuple[Axis, ...]:
+        """Return the axes along which the scales of a parameter differ."""
+        return () if self.measurement is None else self.measurement.axes(shape)
