@@ -5,7 +5,6 @@ import pytest
 
 from saiopt.analysis.curves import plot_curves
 from saiopt.analysis.figure import figure, label_ends
-from saiopt.analysis.gsnr import GSNRRow
 from saiopt.analysis.gsnr_plot import plot_gsnr
 from saiopt.analysis.sweep_plot import plot_sweep
 
@@ -50,8 +49,8 @@ def test_an_optimizer_that_diverged_at_once_leaves_the_picture_whole(
 
 
 def test_gsnr_without_a_finite_value_leaves_the_picture_whole(tmp_path: Path) -> None:
-    rows = [GSNRRow("w", 4, 0, float("nan")), GSNRRow("v", 4, 0, 2.0)]
-    plot_gsnr(rows, [tmp_path / "plot.svg"])
+    courses = {"w": [(0, float("nan"))], "v": [(0, 1.0)]}
+    plot_gsnr(courses, [tmp_path / "plot.svg"])
     assert "v" in (tmp_path / "plot.svg").read_text()
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from saiopt import SGDSaI
 from saiopt.analysis import GSNRProbe, GSNRRow
-from saiopt.analysis.gsnr import gsnr_summary, gsnr_table, update_sizes
+from saiopt.analysis.gsnr import update_sizes
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.5, 30.0])
@@ -69,27 +69,6 @@ def test_rows_are_kept_in_the_order_of_recording() -> None:
         ("weight", 10),
         ("bias", 10),
     ]
-
-
-def test_the_table_shows_the_first_and_the_last_measurement() -> None:
-    rows = [
-        GSNRRow("w", 10_000, step, 100.0 + step, 0.25, 0.01 if step < 9 else math.nan)
-        for step in (0, 5, 50)
-    ]
-    heading, line = gsnr_table(rows).splitlines()
-    assert line.split()[:6] == ["w", "10,000", "100.0", "100.0", "1.000", "1.500"]
-    assert line.split()[6:] == ["25%", "25%", "1e-02", "-"]
-    assert len(heading) == len(line)
-
-
-def test_the_summary_names_the_block_farthest_above_the_square_root() -> None:
-    rows = [
-        GSNRRow(block, 100, step, 10.0 * ratio)
-        for block, step, ratio in [("a", 0, 1.0), ("b", 7, 3.0), ("a", 9, 1.2)]
-    ]
-    rows.append(GSNRRow("c", 100, 0, math.nan))
-    expected = "g-SNR/√n: median 1.200, largest 3.000 (b, step 7)"
-    assert gsnr_summary(rows) == expected
 
 
 def test_the_plot_is_written_in_the_form_of_its_suffix(tmp_path) -> None:

@@ -1,5 +1,3 @@
-from types import SimpleNamespace
-
 import lab_ranks
 import pytest
 import torch
@@ -75,11 +73,11 @@ class Rows(dict):
 
 
 def test_the_weight_of_sentences_is_the_number_of_their_tokens() -> None:
-    config = SimpleNamespace(context=512)
     rows = Rows(
         meaning_representation=["a", "b"], human_reference=["yes", "a longer one"]
     )
-    task = DescribedMeaning(config, nn.Identity, Letters(), rows, rows)
+    sizes = {"context": 512, "rank": 1, "alpha": 1, "dropout": 0.0, "generated": 1}
+    task = DescribedMeaning(nn.Identity, Letters(), rows, rows, **sizes)
     assert isinstance(task, Weighted)
     # Each with the space before it and the end after it.
     assert task.weight(task.batch(0, 0, 2)) == 5 + 14

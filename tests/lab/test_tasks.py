@@ -30,7 +30,7 @@ def byte_task() -> ByteLanguageModel:
             "task.held_out_examples": "5",
         },
     ).task
-    return ByteLanguageModel(config, SourceText(text(1000), text(400), "f"))
+    return config.task_on(SourceText(text(1000), text(400), "f"))
 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step(task: Task) -> None:
@@ -88,4 +88,4 @@ def test_too_large_a_batch_is_refused(tiny: Recipe) -> None:
 def test_too_many_held_out_examples_are_refused() -> None:
     recipe = override(get_recipe("gpt-stdlib"), {"task.held_out_examples": "99"})
     with pytest.raises(ValueError, match="must be between 1 and 3, got 99"):
-        ByteLanguageModel(recipe.task, SourceText(text(1000), text(400), "f"))
+        recipe.task.task_on(SourceText(text(1000), text(400), "f"))

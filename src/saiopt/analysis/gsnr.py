@@ -2,46 +2,21 @@
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from saiopt.scaling.moments import Moments
+from saiopt.analysis.gsnr_rows import GSNRRow, gsnr_table, ratio_courses
+from saiopt.distributed.shards import (
+    is_sharded,
+    local_entries,
+    local_grad,
+    measure_blocks,
+)
 from saiopt.optimizer import SGDSaI
-from saiopt.scaling import gsnr
-from saiopt.distributed.shards import is_sharded, local_entries, local_grad, measure_blocks
-
-
-@dataclasses.dataclass(frozen=True)
-class GSNRRow:
-    """One block at one step.
-
-    Args:
-        block: Name of the parameter.
-        numel: Its number of entries n.
-        step: When it was measured.
-        gsnr: ‖g‖ / (std(g) + ε), NaN for a gradient that is zero or not finite.
-        sparsity: Share of the gradient's entries that are exactly zero.
-        update: Size of the step, ηs·rms(m) / rms(θ), NaN until it is known.
-        relative_mean: r = |mean| / std of the gradient, which is what g-SNR, about
-            √((n-1)(1+r²)), tells beyond n; NaN where the entries hardly differ too.
-    """
-
-    block: str
-    numel: int
-    step: int
-    gsnr: float
-    sparsity: float = math.nan
-    update: float = math.nan
-    relative_mean: float = math.nan
-
-    @property
-    def ratio(self) -> float:
-        """g-SNR over √n, about 1 for a gradient of nearly zero mean."""
-        return self.gsnr / math.sqrt(self.numel)
+from saiopt.scaling import Moments, gsnr
 
 
 class GSNRProbe:
@@ -143,7 +118,7 @@ class GSNRProbe:
         """
         from saiopt.analysis.gsnr_plot import plot_gsnr
 
-        plot_gsnr(self.rows, [Path(path)], title)
+        plot_gsnr(ratio_courses(self.rows), [Path(path)], title)
 
 
 def update_sizes(optimizer: Optimizer) -> dict[Tensor, float]:
@@ -188,78 +163,3 @@ def _relative_means(moments: Moments) -> Tensor:
 def _is_zero(parameter: Tensor) -> Tensor | None:
     grad = local_grad(parameter)
     return None if grad is None else (grad == 0).float()
-
-
-def gsnr_by_block(rows: Iterable[GSNRRow]) -> dict[str, list[GSNRRow]]:
-    """Sort measurements by block.
-
-    Args:
-        rows: In the order of their steps.
-
-    Returns:
-        The rows of each block, blocks in the order of their first row.
-    """
-    blocks: dict[str, list[GSNRRow]] = {}
-    for row in rows:
-        blocks.setdefault(row.block, []).append(row)
-    return blocks
-
-
-def gsnr_table(rows: Iterable[GSNRRow]) -> str:
-    """Write the first and last measurement of every block as text.
-
-    Args:
-        rows: In the order of their steps.
-
-    Returns:
-        A heading and one line per block, columns as wide as they need to be.
-    """
-    lines = [
-        (
-            *("block", "n", "√n", "g-SNR", "/√n", "at end"),
-            *("zeros", "at end", "update", "at end"),
-        )
-    ]
-    for block, measured in gsnr_by_block(rows).items():
-        first, last = measured[0], measured[-1]
-        lines.append(
-            (
-                block,
-                f"{first.numel:,}",
-                f"{math.sqrt(first.numel):.1f}",
-                _number(first.gsnr, ".1f"),
-                _number(first.ratio, ".3f"),
-                _number(last.ratio, ".3f"),
-                _number(first.sparsity, ".0%"),
-                _number(last.sparsity, ".0%"),
-                _number(first.update, ".0e"),
-                _number(last.update, ".0e"),
-            )
-        )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in lines
-    )
-
-
-def _number(value: float, form: str) -> str:
-    return "-" if math.isnan(value) else format(value, form)
-
-
-def gsnr_summary(rows: Iterable[GSNRRow]) -> str:
-    """Say in one line how far g-SNR is from √n.
-
-    Args:
-        rows: With at least one finite ratio.
-
-    Returns:
-        The median and the largest ratio over all blocks and steps.
-    """
-    finite = [row for row in rows if math.isfinite(row.ratio)]
-    largest = max(finite, key=lambda row: row.ratio)
-    median = statistics.median(row.ratio for row in finite)
-    return (
-        f"g-SNR/√n: median {median:.3f}, largest {largest.ratio:.3f} "
-        f"({largest.block}, step {largest.step})"
-    )

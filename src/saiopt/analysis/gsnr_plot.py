@@ -1,11 +1,10 @@
 """Picture of g-SNR/√n over training, one line per block."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from saiopt.analysis.figure import COLORS, figure, label_ends
-from saiopt.analysis.gsnr import GSNRRow, gsnr_by_block
 
 _NAMED = 5
 _LARGE = 4.0
@@ -13,23 +12,26 @@ _COLUMNS = 3
 _LARGE_BLOCK = 1024
 
 
-def plot_gsnr(rows: Iterable[GSNRRow], paths: Sequence[Path], title: str = "") -> None:
+def plot_gsnr(
+    courses: Mapping[str, Sequence[tuple[int, float]]],
+    paths: Sequence[Path],
+    title: str = "",
+) -> None:
     """Draw all blocks in grey and name those that leave 1 farthest.
 
     The vertical axis is logarithmic once a ratio is large; it can be anything up to
     that of a gradient whose entries are nearly equal.
 
     Args:
-        rows: In the order of their steps.
+        courses: Steps and ratios by block; a NaN is not drawn.
         paths: Files to write.
         title: Heading.
     """
-    blocks = {
-        block: [(row.step, row.ratio) for row in measured if row.ratio == row.ratio]
-        for block, measured in gsnr_by_block(rows).items()
-        if measured[0].numel > 1
+    known = {
+        block: [(step, ratio) for step, ratio in points if not math.isnan(ratio)]
+        for block, points in courses.items()
     }
-    drawn = {block: points for block, points in blocks.items() if points}
+    drawn = {block: points for block, points in known.items() if points}
     farthest = sorted(drawn, key=lambda block: _distance(drawn[block]))[-_NAMED:]
     with figure(paths, (7.6, 4.6)) as (drawing, (axes,)):
         for points in drawn.values():

@@ -35,7 +35,7 @@ class Gsnr(Training):
         if self.every < 1:
             raise RefusalError(f"every must be at least 1, got {self.every}")
         run = single_run(self, self.optimizer, self.seed, self.lr)
-        from saiopt.analysis.gsnr import gsnr_summary, gsnr_table
+        from saiopt.analysis.gsnr_rows import gsnr_summary, gsnr_table
         from saiopt.lab.gsnr import measure_gsnr, rows_as_json
 
         with refusing(ValueError):

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 from saiopt.lab.recipe import Metric, Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from torch import nn
+
     from saiopt.lab.tasks.digit_diffusion import DigitDiffusion
 
 
@@ -50,9 +54,39 @@ class DdpmDigits:
         Returns:
             The task.
         """
+        return self.task_on(range(10))
+
+    def task_on(self, classes: Collection[int]) -> DigitDiffusion:
+        """Return the task on some of the digits.
+
+        The UNet has attention at the lower one of its two resolutions.
+
+        Args:
+            classes: The digits that are learnt and generated.
+
+        Returns:
+            The task.
+        """
+        from diffusers import UNet2DModel
+
         from saiopt.lab.tasks.digit_diffusion import DigitDiffusion
 
-        return DigitDiffusion(self, range(10))
+        def unet() -> nn.Module:
+            return UNet2DModel(
+                sample_size=8,
+                in_channels=1,
+                out_channels=1,
+                block_out_channels=(self.width, 2 * self.width),
+                down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+                up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+                layers_per_block=1,
+                attention_head_dim=8,
+                norm_num_groups=8,
+            )
+
+        return DigitDiffusion(
+            unet, classes, self.held_out_repeats, self.samples, self.sampling_steps
+        )
 
 
 def ddpm_digits() -> Recipe:

@@ -63,7 +63,17 @@ class Gpt2mLoraE2e:
             for split in ("train", "test")
         )
         build, tokenizer = language_model(self.model)
-        return DescribedMeaning(self, build, tokenizer, train, held_out)
+        return DescribedMeaning(
+            build,
+            tokenizer,
+            train,
+            held_out,
+            context=self.context,
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            generated=self.generated,
+        )
 
 
 def gpt2m_lora_e2e() -> Recipe:

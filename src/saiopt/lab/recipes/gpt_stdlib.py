@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from saiopt.lab.recipe import Metric, Recipe
 
 if TYPE_CHECKING:
+    from saiopt.lab.stdlib_source import SourceText
     from saiopt.lab.tasks.byte_language_model import ByteLanguageModel
 
 
@@ -48,9 +49,46 @@ class GptStdlib:
             The task.
         """
         from saiopt.lab.stdlib_source import read_stdlib
+
+        return self.task_on(read_stdlib())
+
+    def task_on(self, text: SourceText) -> ByteLanguageModel:
+        """Return the task on any text, of GPT-2 without dropout.
+
+        Args:
+            text: Training and held-out text.
+
+        Returns:
+            The task.
+
+        Raises:
+            ValueError: If the held-out text is too short.
+        """
+        from transformers import AutoModelForCausalLM, GPT2Config
+
         from saiopt.lab.tasks.byte_language_model import ByteLanguageModel
 
-        return ByteLanguageModel(self, read_stdlib())
+        config = GPT2Config(
+            vocab_size=256,
+            n_positions=self.context,
+            n_embd=self.n_embd,
+            n_layer=self.n_layer,
+            n_head=self.n_head,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+            use_cache=False,
+        )
+        return ByteLanguageModel(
+            lambda: AutoModelForCausalLM.from_config(
+                config, attn_implementation="sdpa"
+            ),
+            self.context,
+            text,
+            self.held_out_examples,
+        )
 
 
 def gpt_stdlib() -> Recipe:

@@ -51,13 +51,12 @@ class LoraDdpmDigits:
         """
         from saiopt.lab.pretraining import Pretraining, pretrained
         from saiopt.lab.tasks.adapted import AdaptedTask
-        from saiopt.lab.tasks.digit_diffusion import DigitDiffusion
 
         unet = self._unet()
-        known = DigitDiffusion(unet, set(range(10)).difference(_HELD_OUT))
+        known = unet.task_on(set(range(10)).difference(_HELD_OUT))
         plan = Pretraining(self.pretraining_steps, batch_size=32, lr=2e-3)
         weights = pretrained(known, plan, {"width": unet.width})
-        new = DigitDiffusion(unet, _HELD_OUT)
+        new = unet.task_on(_HELD_OUT)
         return AdaptedTask(new, weights, _LAYERS, self.rank, self.alpha)
 
     def _unet(self) -> DdpmDigits:

@@ -51,17 +51,16 @@ class LoraPydoc:
         from saiopt.lab.pydoc_prose import read_prose
         from saiopt.lab.stdlib_source import read_stdlib
         from saiopt.lab.tasks.adapted import AdaptedTask
-        from saiopt.lab.tasks.byte_language_model import ByteLanguageModel
 
         model = GptStdlib(
             context=self.context, held_out_examples=self.held_out_examples
         )
         # The prose is a module of the library: what is adapted to must be new.
-        source = ByteLanguageModel(model, read_stdlib(without=frozenset({"topics.py"})))
+        source = model.task_on(read_stdlib(without=frozenset({"topics.py"})))
         plan = Pretraining(self.pretraining_steps, batch_size=8, lr=2e-3)
         sizes = dataclasses.asdict(dataclasses.replace(model, held_out_examples=1))
         weights = pretrained(source, plan, sizes)
-        prose = ByteLanguageModel(model, read_prose())
+        prose = model.task_on(read_prose())
         return AdaptedTask(prose, weights, _LINEAR_LAYERS, self.rank, self.alpha)
 
 

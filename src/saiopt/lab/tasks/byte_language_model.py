@@ -1,10 +1,9 @@
-"""GPT-2 from transformers' config on bytes."""
+"""A causal language model on bytes."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GPT2Config
 
 from saiopt.lab.draws import generator
 from saiopt.lab.stdlib_source import SourceText
@@ -15,10 +14,6 @@ from saiopt.lab.tasks.next_token import (
     next_token_loss,
 )
 
-if TYPE_CHECKING:
-    from saiopt.lab.recipes.gpt_stdlib import GptStdlib
-
-_VOCABULARY = 256
 _EVALUATION_BATCH = 32
 
 
@@ -26,20 +21,31 @@ class ByteLanguageModel:
     """Predict the next byte of a text; the vocabulary is the 256 bytes.
 
     Args:
-        config: Sizes.
+        build: Builds the model, its weights drawn from torch's generator.
+        context: Bytes that an example's last prediction sees.
         text: Training and held-out text.
+        held_out_examples: Examples per evaluation.
+
+    Raises:
+        ValueError: If the held-out text is too short for so many examples.
     """
 
-    def __init__(self, config: "GptStdlib", text: SourceText) -> None:
-        self.config = config
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        context: int,
+        text: SourceText,
+        held_out_examples: int,
+    ) -> None:
+        self._build, self._length = build, context + 1
         self.fingerprint = text.fingerprint
         self._train = _as_bytes(text.train)
         self._held_out = _windows(
-            _as_bytes(text.held_out), config.context, config.held_out_examples
+            _as_bytes(text.held_out), self._length, held_out_examples
         )
 
     def build_model(self, seed: int) -> nn.Module:
-        """Build GPT-2 with tied embeddings and without dropout.
+        """Build the model.
 
         Args:
             seed: Of the initial weights.
@@ -48,20 +54,7 @@ class ByteLanguageModel:
             The model on the CPU.
         """
         torch.manual_seed(seed)
-        config = GPT2Config(
-            vocab_size=_VOCABULARY,
-            n_positions=self.config.context,
-            n_embd=self.config.n_embd,
-            n_layer=self.config.n_layer,
-            n_head=self.config.n_head,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=0,
-            eos_token_id=0,
-            use_cache=False,
-        )
-        return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+        return self._build()
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """Draw windows from the training text.
@@ -74,11 +67,9 @@ class ByteLanguageModel:
         Returns:
             ``bytes``, shape (size, context + 1), dtype int64.
         """
-        length = self.config.context + 1
-        starts = torch.randint(
-            self._train.numel() - length + 1, (size,), generator=generator(seed, step)
-        )
-        rows = starts[:, None] + torch.arange(length)
+        last = self._train.numel() - self._length
+        starts = torch.randint(last + 1, (size,), generator=generator(seed, step))
+        rows = starts[:, None] + torch.arange(self._length)
         return {"bytes": self._train[rows].long()}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -109,8 +100,7 @@ def _as_bytes(text: bytes) -> Tensor:
     return torch.frombuffer(bytearray(text), dtype=torch.uint8)
 
 
-def _windows(text: Tensor, context: int, count: int) -> Tensor:
-    length = context + 1
+def _windows(text: Tensor, length: int, count: int) -> Tensor:
     if not 1 <= count <= text.numel() // length:
         raise ValueError(
             "task.held_out_examples must be between 1 and "

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
-    from saiopt.lab.recipes.gpt2m_lora_e2e import Gpt2mLoraE2e
-
 _IGNORED = -100
 _EVALUATION_BATCH = 16
 _BEAMS = 10
@@ -30,22 +28,32 @@ class DescribedMeaning:
     """Continue a meaning such as ``name[Aromi], food[Indian] |`` by a sentence.
 
     Args:
-        config: Sizes.
         model: Builds the pre-trained model.
         tokenizer: Of the model.
         train: Rows of meaning and sentence.
         held_out: The same; a meaning has several sentences.
+        context: Most tokens of an example.
+        rank: r of the adapters.
+        alpha: Their output is scaled by alpha/r.
+        dropout: Share of an adapter's inputs that training sets to zero.
+        generated: Meanings for which an evaluation generates a sentence.
     """
 
     def __init__(
         self,
-        config: "Gpt2mLoraE2e",
         model: "Callable[[], nn.Module]",
         tokenizer: Any,  # noqa: ANN401 - transformers has no common class of them
         train: "Dataset",
         held_out: "Dataset",
+        context: int,
+        rank: int,
+        alpha: int,
+        dropout: float,
+        generated: int,
     ) -> None:
-        self._config, self._model, self._tokenizer = config, model, tokenizer
+        self._model, self._tokenizer = model, tokenizer
+        self._context, self._generated = context, generated
+        self._rank, self._alpha, self._dropout = rank, alpha, dropout
         self._train = list(zip(train[MEANING], train[SENTENCE], strict=True))
         self._held_out = list(zip(held_out[MEANING], held_out[SENTENCE], strict=True))
         self.fingerprint = f"{train._fingerprint}-{held_out._fingerprint}"
@@ -61,8 +69,7 @@ class DescribedMeaning:
         """
         model = self._model()
         torch.manual_seed(seed)
-        config = self._config
-        return add_lora(model, ("c_attn",), config.rank, config.alpha, config.dropout)
+        return add_lora(model, ("c_attn",), self._rank, self._alpha, self._dropout)
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """Take rows in a new random order every epoch; an epoch drops its rest.
@@ -131,7 +138,7 @@ class DescribedMeaning:
         references: dict[str, list[str]] = {}
         for meaning, sentence in self._held_out:
             references.setdefault(meaning, []).append(sentence)
-        wanted = list(references)[: self._config.generated]
+        wanted = list(references)[: self._generated]
         sentences = [self._say(model, meaning, device) for meaning in wanted]
         return text_metrics(sentences, [references[meaning] for meaning in wanted])
 
@@ -157,7 +164,7 @@ class DescribedMeaning:
         for meaning, sentence in rows:
             before = self._tokens(f"{meaning} |")
             after = [*self._tokens(f" {sentence}"), end]
-            limit = self._config.context
+            limit = self._context
             tokens.append(torch.tensor([*before, *after])[:limit])
             targets.append(torch.tensor([_IGNORED] * len(before) + after)[:limit])
         pad = nn.utils.rnn.pad_sequence

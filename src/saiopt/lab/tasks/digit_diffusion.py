@@ -1,10 +1,9 @@
-"""Denoising diffusion with diffusers' UNet on scikit-learn's digits."""
+"""Denoising diffusion on scikit-learn's digits."""
 
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
@@ -12,9 +11,6 @@ from saiopt.lab.digits import read_digits, shuffled_rows
 from saiopt.lab.draws import generator
 from saiopt.lab.frechet import DigitFeatures, frechet_distance
 from saiopt.lab.task import Batch
-
-if TYPE_CHECKING:
-    from saiopt.lab.recipes.ddpm_digits import DdpmDigits
 
 _NOISE_LEVELS = 1000
 _NOISE_KEY, _HELD_OUT_KEY, _SAMPLE_KEY = 1, 2, 3
@@ -25,12 +21,24 @@ class DigitDiffusion:
     """Predict the noise in a noisy image of 8x8 pixels.
 
     Args:
-        config: Sizes.
+        unet: Builds a UNet of diffusers for one channel, its weights drawn from torch's
+            generator.
         classes: The digits that are learnt and generated.
+        held_out_repeats: Noise levels at which every held-out image is tested.
+        samples: Images that are generated for the Fréchet distance.
+        sampling_steps: Steps of the sampler per image, up to 1000.
     """
 
-    def __init__(self, config: "DdpmDigits", classes: Collection[int]) -> None:
-        self.config = config
+    def __init__(
+        self,
+        unet: Callable[[], nn.Module],
+        classes: Collection[int],
+        held_out_repeats: int,
+        samples: int,
+        sampling_steps: int,
+    ) -> None:
+        self._unet, self._held_out_repeats = unet, held_out_repeats
+        self._samples, self._sampling_steps = samples, sampling_steps
         digits = read_digits()
         self._digits = digits.only(classes)
         named = "".join(map(str, sorted(classes)))
@@ -40,7 +48,7 @@ class DigitDiffusion:
         self._noising = DDPMScheduler(_NOISE_LEVELS, beta_schedule="squaredcos_cap_v2")
 
     def build_model(self, seed: int) -> nn.Module:
-        """Build a UNet of two resolutions with attention at the lower one.
+        """Build the UNet.
 
         Args:
             seed: Of the initial weights.
@@ -49,18 +57,7 @@ class DigitDiffusion:
             The model on the CPU.
         """
         torch.manual_seed(seed)
-        width = self.config.width
-        return UNet2DModel(
-            sample_size=8,
-            in_channels=1,
-            out_channels=1,
-            block_out_channels=(width, 2 * width),
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            attention_head_dim=8,
-            norm_num_groups=8,
-        )
+        return self._unet()
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """Take images in a new random order every epoch, with fresh noise.
@@ -108,12 +105,11 @@ class DigitDiffusion:
             generated and held-out images.
         """
         device = next(model.parameters()).device
-        repeated = self._digits.held_out_images.repeat(
-            self.config.held_out_repeats, 1, 1, 1
-        )
+        images = self._digits.held_out_images
+        repeated = images.repeat(self._held_out_repeats, 1, 1, 1)
         held_out = _noisy(repeated, generator(_HELD_OUT_KEY))
         loss = self.loss(model, {k: t.to(device) for k, t in held_out.items()})
-        samples = self._sample(model, self.config.samples)
+        samples = self._sample(model, self._samples)
         return {
             "loss": loss.item(),
             "frechet": frechet_distance(self._features(samples), self._real),
@@ -144,7 +140,7 @@ class DigitDiffusion:
     def _sample(self, model: nn.Module, count: int) -> Tensor:
         device = next(model.parameters()).device
         steps = DDIMScheduler(_NOISE_LEVELS, beta_schedule="squaredcos_cap_v2")
-        steps.set_timesteps(self.config.sampling_steps)
+        steps.set_timesteps(self._sampling_steps)
         images = torch.randn(count, 1, 8, 8, generator=generator(_SAMPLE_KEY))
         images = images.to(device)
         for level in steps.timesteps:
