@@ -4,8 +4,8 @@ import oracle
 import pytest
 import torch
 
-from saiopt.scaling.moments import measure
 from saiopt.scaling import gsnr, scales
+from saiopt.scaling.moments import measure
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 1.0, 30.0])

@@ -12,7 +12,7 @@ from executions import (
 )
 from torch import nn
 
-from saiopt.update import Block, Coefficients, reference
+from saiopt.update import Block, reference
 
 EXECUTIONS = executions()
 UNDECAYED = OPTIONS["undecayed"]

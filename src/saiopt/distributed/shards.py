@@ -300,9 +300,7 @@ def measure_blocks(
     return moments
 
 
-def add_over_ranks(
-    params: Sequence[Tensor], sums: Sequence[dict[str, Tensor]]
-) -> None:
+def add_over_ranks(params: Sequence[Tensor], sums: Sequence[dict[str, Tensor]]) -> None:
     """Complete sums over blocks, rows and columns, with one collective per group.
 
     Args:

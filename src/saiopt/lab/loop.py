@@ -23,8 +23,7 @@ from saiopt.lab.run_folder import RunFolder
 from saiopt.lab.schedules import lr_factor
 from saiopt.lab.shards import whole
 from saiopt.lab.task import Illustrated, Task
-from saiopt.optimizer import SGDSaI
-from saiopt.optimizer import step_in_backward
+from saiopt.optimizer import SGDSaI, step_in_backward
 
 
 @dataclasses.dataclass(frozen=True)

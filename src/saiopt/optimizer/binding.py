@@ -232,7 +232,10 @@ class Binding:
         if lane is None or groups is not self._groups:
             return None
         place = self._group_of(lane)
-        if groups[place] is not lane.group or _BOUND(lane.group) != self._bound[place][1]:
+        if (
+            groups[place] is not lane.group
+            or _BOUND(lane.group) != self._bound[place][1]
+        ):
             return None
         _check_lr(lane.group)
         try:
@@ -287,9 +290,7 @@ class Binding:
             return []
         return [call for lane, now in taken for call in lane.ordinary_calls(now)]
 
-    def _find(
-        self, taken: Taken
-    ) -> tuple[list[dict[int, Finding | None]], float]:
+    def _find(self, taken: Taken) -> tuple[list[dict[int, Finding | None]], float]:
         """Ask what the gradients of blocks that are not settled say."""
         nothing: list[dict[int, Finding | None]] = [{} for _ in taken]
         if not self._awaits and not any(lane.is_unsettled for lane, _ in taken):
@@ -318,7 +319,8 @@ def _pick(places: Sequence[int]) -> Pick:
 
 
 def _is_bound(
-    group: dict[str, Any], bound: tuple[dict[str, Any], object, list[int]],
+    group: dict[str, Any],
+    bound: tuple[dict[str, Any], object, list[int]],
     idle: Sequence[int],
 ) -> bool:
     held, key, ids = bound
@@ -395,7 +397,9 @@ def _stages(
     by_device: dict[torch.device, list[tuple[dict[str, Any], Tensor]]] = {}
     for group, param in known:
         if state.is_concrete(param):
-            by_device.setdefault(states[param]["scale"].device, []).append((group, param))
+            by_device.setdefault(states[param]["scale"].device, []).append(
+                (group, param)
+            )
     for members in by_device.values():
         scales = torch.stack([states[p]["scale"] for _, p in members]).tolist()
         for (group, param), scale in zip(members, scales, strict=True):

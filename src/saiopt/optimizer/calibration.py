@@ -127,7 +127,10 @@ def _measure(candidates: Sequence[Candidate]) -> Moments:
     seen = [
         i
         for i, (c, grad) in enumerate(zip(candidates, grads, strict=True))
-        if c.has_waited and grad is not None and grad.numel() and not is_sharded(c.param)
+        if c.has_waited
+        and grad is not None
+        and grad.numel()
+        and not is_sharded(c.param)
     ]
     by_device: dict[torch.device, list[int]] = {}
     for i in seen:
@@ -170,9 +173,7 @@ def _sums_here(candidate: Candidate, measurement: Measurement) -> dict[str, Tens
     if grad is None:
         grad = torch.zeros_like(local_entries(candidate.param))
     axes = measurement.axes(candidate.param.shape)
-    found = sums_of(
-        grad.reshape(matrix_shape(grad.shape)), measurement.entries, axes
-    )
+    found = sums_of(grad.reshape(matrix_shape(grad.shape)), measurement.entries, axes)
     keys = ("block", "row", "column")
     return {k: t for k, t in zip(keys, found, strict=True) if t is not None}
 

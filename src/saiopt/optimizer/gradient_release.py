@@ -18,8 +18,9 @@ from torch.autograd.graph import _engine_run_backward
 from torch.utils.hooks import RemovableHandle
 
 from saiopt.distributed.fsdp1 import is_flattened
-from .sgdsai import SGDSaI
 from saiopt.distributed.shards import is_dtensor
+
+from .sgdsai import SGDSaI
 
 
 class ReleaseHandle:

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from saiopt.distributed.shards import (
-    Place,
     is_sharded,
     local_entries,
     local_grad,
@@ -126,8 +125,7 @@ class Lane:
         self._unready = {
             i
             for i, (_, grad) in enumerate(pairs)
-            if grad is None
-            and (self._execution is None or self._lacks_memory(now, i))
+            if grad is None and (self._execution is None or self._lacks_memory(now, i))
         }
 
     def _lacks_memory(self, now: Now, row: int) -> bool:
@@ -141,9 +139,7 @@ class Lane:
         kernel = None if self._execution is None else self._execution.kernel
         if kernel is None or rule_of(self.group["scaling"]).direction is not None:
             return
-        blocks = [
-            None if i in self._unready else self._block(now, i) for i in now.rows
-        ]
+        blocks = [None if i in self._unready else self._block(now, i) for i in now.rows]
         known = [b if b is not None and kernel.knows(b) else None for b in blocks]
         self._others = {i for i, b in enumerate(known) if b is None}
         self._addresses = list(map(_addresses, self._addressed(now.here, now.entries)))
@@ -155,7 +151,10 @@ class Lane:
         return bool(self._unsettled)
 
     def gather(
-        self, params: Sequence[Tensor], entries: Sequence[dict[str, Tensor]], rows: range
+        self,
+        params: Sequence[Tensor],
+        entries: Sequence[dict[str, Tensor]],
+        rows: range,
     ) -> Now | None:
         """Collect the tensors of a step, if all are where and what they were.
 
@@ -272,7 +271,11 @@ class Lane:
         assert self._table is not None
         if left_out or not all(map(is_not, now.grads, repeat(None))):
             pairs = zip(now.rows, now.grads, strict=True)
-            at = [i for i, (r, g) in enumerate(pairs) if g is not None and r not in left_out]
+            at = [
+                i
+                for i, (r, g) in enumerate(pairs)
+                if g is not None and r not in left_out
+            ]
             addresses = [0] * len(now.rows)
             for i in at:
                 addresses[i] = now.grads[i].data_ptr()
@@ -379,9 +382,7 @@ class Lane:
         """Return all tensors that a table has the addresses of, gradients apart."""
         return [here, *(self._state(entries, key) for key in self._keys)]
 
-    def _state(
-        self, entries: Sequence[Mapping[str, Tensor]], key: str
-    ) -> list[Tensor]:
+    def _state(self, entries: Sequence[Mapping[str, Tensor]], key: str) -> list[Tensor]:
         tensors = [entry[key] for entry in entries]
         return list(map(local_entries, tensors)) if self._is_distributed else tensors
 

@@ -19,10 +19,7 @@ from .calibration import held_largest
 from .lane import Call
 from .state_dict import A_CALLABLE, check_loaded, fill_in, keep, unwrap
 
-
-StateDtype: TypeAlias = (
-    "torch.dtype | Literal['float32', 'bfloat16', 'int8', 'int4']"
-)
+StateDtype: TypeAlias = "torch.dtype | Literal['float32', 'bfloat16', 'int8', 'int4']"
 
 
 class SGDSaI(Optimizer):
@@ -235,9 +232,7 @@ class SGDSaI(Optimizer):
             ValueError: the param groups do not match, or the state is another
                 optimizer's or does not fit its parameters. Then nothing changes.
         """
-        hook = self.register_load_state_dict_pre_hook(
-            lambda _, loaded: keep(loaded)
-        )
+        hook = self.register_load_state_dict_pre_hook(lambda _, loaded: keep(loaded))
         try:
             super().load_state_dict(state_dict)
         finally:

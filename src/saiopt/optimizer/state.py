@@ -219,9 +219,7 @@ def first_seeds(params: Sequence[Tensor]) -> list[Tensor]:
         key = (tuple(param.shape), checksum)
         twins[key] = twins.get(key, -1) + 1
         seed = _spread(checksum, param.numel(), run, run >> 32, twins[key])
-        seeds.append(
-            torch.tensor(seed - 2**31, dtype=torch.int32, device=param.device)
-        )
+        seeds.append(torch.tensor(seed - 2**31, dtype=torch.int32, device=param.device))
     return seeds
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from saiopt.scaling.moments import Moments
 from saiopt.scaling import scales
+from saiopt.scaling.moments import Moments
 
 OPTIMIZERS: dict[str, str] = {
     "sgd": "none",

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from saiopt.lab.draws import generator
-from saiopt.optimizer import SGDSaI
-from saiopt.optimizer import decay_groups
-from saiopt.scaling import gsnr
 from saiopt.distributed.shards import measure_blocks
+from saiopt.lab.draws import generator
+from saiopt.optimizer import SGDSaI, decay_groups
+from saiopt.scaling import gsnr
 
 # Settings are JSON types: a dtype goes by its name.
 _STATE_DTYPES: dict[str | None, torch.dtype | Literal["int4"] | None] = {
