@@ -67,9 +67,11 @@ def place_of(param: Tensor) -> Place:
         return Place(slice_start(param), matrix_shape(param.shape)[1])
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-    _, offsets = compute_local_shape_and_global_offset(
-        param.shape, param.device_mesh, param.placements
-    )
+    # It makes tensors on the user's default device, and reads them.
+    with torch.device("cpu"):
+        _, offsets = compute_local_shape_and_global_offset(
+            param.shape, param.device_mesh, param.placements
+        )
     strides = torch.empty(param.shape, device="meta").stride()
     start = sum(o * stride for o, stride in zip(offsets, strides, strict=True))
     return Place(start, matrix_shape(param.shape)[1])

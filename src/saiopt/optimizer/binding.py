@@ -133,13 +133,14 @@ class Binding:
         # What is made under inference mode could not be updated outside of it.
         with torch.inference_mode(False):
             for group, _, param in self._blocks():
-                entry = states.setdefault(param, {})
+                entry = states.get(param) or {}
                 if not state.is_state(entry):
                     fresh.add(id(param))
                 entry.update(state.ordinary_tensors(entry))
                 for key in state.obsolete(entry, group):
                     del entry[key]
                 entry.update(state.complete(entry, param, group))
+                states[param] = entry
                 if state.lacks_seed(entry, param, group):
                     seedless.append(param)
             if seedless:
@@ -390,16 +391,14 @@ def _stages(
         Stage and preset scale by the parameter's id.
     """
     found = {id(p): (WAITING, 0.0) for _, _, p in blocks}
-    known = [(g, p) for g, _, p in blocks if id(p) not in fresh]
-    for group, param in known:
-        if not state.is_concrete(param):
-            found[id(param)] = (RUNNING, 0.0)
     by_device: dict[torch.device, list[tuple[dict[str, Any], Tensor]]] = {}
-    for group, param in known:
-        if state.is_concrete(param):
-            by_device.setdefault(states[param]["scale"].device, []).append(
-                (group, param)
-            )
+    for group, _, param in blocks:
+        if not state.is_concrete(param):
+            # Nothing can be read: what is traced or estimated is an ordinary step.
+            found[id(param)] = (RUNNING, 0.0)
+        elif id(param) not in fresh:
+            device = states[param]["scale"].device
+            by_device.setdefault(device, []).append((group, param))
     for members in by_device.values():
         scales = torch.stack([states[p]["scale"] for _, p in members]).tolist()
         for (group, param), scale in zip(members, scales, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import repeat
+from itertools import compress, repeat
 from operator import attrgetter, is_, is_not
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ WAITING, MEASURING, RUNNING = range(3)
 _STAGE_KEYS = ("scale", "num_measured")
 
 _DTYPE, _VERSION = attrgetter("dtype"), attrgetter("_version")
-_GRAD = attrgetter("grad")
+_GRAD, _NBYTES = attrgetter("grad"), attrgetter("nbytes")
 
 
 class Now(NamedTuple):
@@ -41,6 +41,7 @@ class Now(NamedTuple):
         params: the parameters.
         here: what lives here of them.
         entries: their states.
+        held: what lives here of those, by key.
         grads: what lives here of the gradients, None where there is none.
     """
 
@@ -48,6 +49,7 @@ class Now(NamedTuple):
     params: Sequence[Tensor]
     here: Sequence[Tensor]
     entries: Sequence[dict[str, Tensor]]
+    held: Mapping[str, Sequence[Tensor]]
     grads: Sequence[Tensor | None]
 
 
@@ -103,24 +105,25 @@ class Lane:
         here = list(map(local_entries, params))
         self._is_distributed = any(map(is_not, here, params))
         self._places = list(map(place_of, params))
-        now = Now(range(len(params)), params, here, entries, self._grads(params))
+        held = {key: self._state(entries, key) for key in keys}
+        grads = self._grads(params)
+        now = Now(range(len(params)), params, here, entries, held, grads)
         self._note(now)
         self._bind(now)
 
     def _note(self, now: Now) -> None:
         """Note what :meth:`gather` compares with."""
-        self._watched = [
-            (key, tensors, list(map(_VERSION, tensors)))
-            for key in _STAGE_KEYS
-            if key in self._keys
-            for tensors in [[entry[key] for entry in now.entries]]
+        self._scalars = [(k, t) for k, t in now.held.items() if k in state.SCALARS]
+        self._versions = [list(map(_VERSION, t)) for _, t in self._watched]
+        self._arrays = [
+            (key, list(map(_NBYTES, tensors)))
+            for key, tensors in now.held.items()
+            if key not in state.SCALARS
         ]
-        self._params_as = _forms(now.here)
-        self._states_as = [_forms(self._state(now.entries, k)) for k in self._keys]
-        pairs = list(zip(now.here, now.grads, strict=True))
+        self._params_as = _Forms(now.here)
         # A gradient that there is not yet will probably lie as its parameter does.
-        self._grads_as = _forms([p if g is None else g for p, g in pairs])
-        self._grad_kinds = [Tensor if g is None else type(g) for _, g in pairs]
+        pairs = list(zip(now.here, now.grads, strict=True))
+        self._grads_as = _Forms([p.detach() if g is None else g for p, g in pairs])
         # What cannot step as it is: its next gradient has all bound anew.
         self._unready = {
             i
@@ -142,7 +145,7 @@ class Lane:
         blocks = [None if i in self._unready else self._block(now, i) for i in now.rows]
         known = [b if b is not None and kernel.knows(b) else None for b in blocks]
         self._others = {i for i, b in enumerate(known) if b is None}
-        self._addresses = list(map(_addresses, self._addressed(now.here, now.entries)))
+        self._addresses = list(map(_addresses, (now.here, *now.held.values())))
         self._table = kernel.bind(known)
 
     @property
@@ -167,43 +170,59 @@ class Lane:
             The tensors, or None where something has been replaced, moved or written.
         """
         at = slice(rows.start, rows.stop)
-        for key, tensors, versions in self._watched:
-            held = [entry[key] for entry in entries]
-            if not all(map(is_, held, tensors[at])):
-                return None
-            if list(map(_VERSION, held)) != versions[at]:
-                return None
+        held = {key: self._state(entries, key) for key in self._keys}
         here = list(map(local_entries, params)) if self._is_distributed else params
-        if not _are(here, self._params_as, at):
-            return None
-        for key, forms in zip(self._keys, self._states_as, strict=True):
-            if not _are(self._state(entries, key), forms, at):
-                return None
-        if self._table is not None:
-            pairs = zip(self._addressed(here, entries), self._addresses, strict=True)
-            if not all(_addresses(tensors) == held[at] for tensors, held in pairs):
-                return None
-            if not self._table.holds(rows.start, len(rows)):
-                return None
         grads = self._grads(params)
-        if not self._are_as_expected(grads, at):
-            return None
-        return Now(rows, params, here, entries, _plain(grads))
+        is_there = (
+            all(all(map(is_, held[key], t[at])) for key, t in self._scalars)
+            and all(list(map(_NBYTES, held[key])) == b[at] for key, b in self._arrays)
+            and self._params_as.fit(here, rows)
+            and self._is_unmoved(here, held, at)
+            and self._is_unwritten(at)
+            and self._are_as_expected(grads, rows)
+        )
+        return Now(rows, params, here, entries, held, grads) if is_there else None
 
-    def _are_as_expected(self, grads: Sequence[Tensor | None], at: slice) -> bool:
-        forms, kinds = self._grads_as, self._grad_kinds[at]
+    def _is_unmoved(
+        self, here: Sequence[Tensor], held: Mapping[str, Sequence[Tensor]], at: slice
+    ) -> bool:
+        """Tell whether the addresses in the table are still those of the tensors."""
+        if self._table is None:
+            return True
+        pairs = zip((here, *held.values()), self._addresses, strict=True)
+        return all(_addresses(tensors) == noted[at] for tensors, noted in pairs)
+
+    def _is_unwritten(self, at: slice) -> bool:
+        """Tell whether what the stages rest on is as it was read."""
+        if self._table is not None and self._table.sees_writes:
+            return self._table.holds(at.start, at.stop - at.start)
+        pairs = zip(self._watched, self._versions, strict=True)
+        return all(list(map(_VERSION, t[at])) == noted[at] for (_, t), noted in pairs)
+
+    @property
+    def _watched(self) -> list[tuple[str, list[Tensor]]]:
+        """What a stage is read from, by key."""
+        return [(k, tensors) for k, tensors in self._scalars if k in _STAGE_KEYS]
+
+    def _are_as_expected(self, grads: list[Tensor | None], rows: range) -> bool:
+        """Tell whether gradients are what the kernel was bound for, as it reads them.
+
+        Those that are but marked as negated or zero are replaced by what they read as.
+        """
+        there: Sequence[int] = rows
         if not all(map(is_not, grads, repeat(None))):
-            there = [i for i, g in enumerate(grads, at.start) if g is not None]
-            if not self._unready.isdisjoint(there):
-                return False
-            grads = [g for g in grads if g is not None]
-            sizes, strides, dtypes, kinds = (
-                [form[i] for i in there] for form in (*forms, self._grad_kinds)
-            )
-            forms, at = (sizes, strides, dtypes), slice(None)
-        elif self._unready:
+            there = [i for i, g in zip(rows, grads, strict=True) if g is not None]
+        if not self._unready.isdisjoint(there):
             return False
-        return _are(grads, forms, at) and list(map(type, grads)) == kinds
+        held = [g for g in grads if g is not None] if there is not rows else grads
+        if self._grads_as.fit(held, there) and 0 not in _addresses(held):
+            return True
+        grads[:] = [g if g is None else _plain(g) for g in grads]
+        held = [g for g in grads if g is not None]
+        # One whose memory was freed is what a new binding refuses.
+        return self._grads_as.fit(held, there) and not any(
+            map(state.lacks_memory, held)
+        )
 
     def candidates(self, now: Now) -> Iterator[tuple[int, Candidate]]:
         """Find the blocks that may begin or measure at this step.
@@ -269,28 +288,20 @@ class Lane:
 
     def _run_table(self, now: Now, left_out: set[int], usual: Coefficients) -> None:
         assert self._table is not None
+        momenta = now.held.get("momentum_buffer", ())
         if left_out or not all(map(is_not, now.grads, repeat(None))):
             pairs = zip(now.rows, now.grads, strict=True)
-            at = [
-                i
-                for i, (r, g) in enumerate(pairs)
-                if g is not None and r not in left_out
-            ]
-            addresses = [0] * len(now.rows)
-            for i in at:
-                addresses[i] = now.grads[i].data_ptr()
-            written = [now.here[i] for i in at]
-            entries = [now.entries[i] for i in at]
+            steps = [g is not None and row not in left_out for row, g in pairs]
+            pairs = zip(steps, now.grads, strict=True)
+            addresses = [g.data_ptr() if g is not None and s else 0 for s, g in pairs]
+            written = [*compress(now.here, steps), *compress(momenta, steps)]
         else:
             addresses = _addresses(now.grads)
-            written, entries = now.here, now.entries
-        if not written:
-            return
-        self._table.run(addresses, usual, now.rows.start)
-        # What autograd saved of the parameters is no longer what they are.
-        increment_version(written)
-        if "momentum_buffer" in self._keys:
-            increment_version(self._state(entries, "momentum_buffer"))
+            written = [*now.here, *momenta]
+        if written:
+            self._table.run(addresses, usual, now.rows.start)
+            # What autograd saved of the parameters is no longer what they are.
+            increment_version(written)
 
     def _calls(
         self, now: Now, rows: Collection[int], coefficients: Coefficients
@@ -328,7 +339,7 @@ class Lane:
 
     @staticmethod
     def _with_new_values(now: Now, findings: Mapping[int, Finding | None]) -> Now:
-        """Return the step with the scales that it has found, which are not stored yet."""
+        """Return the step with the scales that were found, not stored yet."""
         entries = list(now.entries)
         for row, finding in findings.items():
             if finding is not None and row in now.rows:
@@ -347,7 +358,7 @@ class Lane:
                 local_entries(entry[key]).copy_(value)
             self._stages[row] = RUNNING if finding.is_fixed else MEASURING
             self._presets[row] = 0.0
-            for key, _, versions in self._watched:
+            for (key, _), versions in zip(self._watched, self._versions, strict=True):
                 versions[row] = entry[key]._version
         if self._table is not None:
             self._table.expect(findings)
@@ -376,12 +387,6 @@ class Lane:
             place.pitch,
         )
 
-    def _addressed(
-        self, here: Sequence[Tensor], entries: Sequence[Mapping[str, Tensor]]
-    ) -> list[Sequence[Tensor]]:
-        """Return all tensors that a table has the addresses of, gradients apart."""
-        return [here, *(self._state(entries, key) for key in self._keys)]
-
     def _state(self, entries: Sequence[Mapping[str, Tensor]], key: str) -> list[Tensor]:
         tensors = [entry[key] for entry in entries]
         return list(map(local_entries, tensors)) if self._is_distributed else tensors
@@ -400,24 +405,47 @@ _BLOCK_KEYS = {
     "column_scale",
 }
 
-# Sizes, strides and dtypes of tensors, in lists that Python compares quickly.
-_Forms = tuple[list[torch.Size], list[tuple[int, ...]], list[torch.dtype]]
+
+class _Forms:
+    """Know the kind, dtype, shape and strides of tensors.
+
+    With the addresses they say which memory an execution may touch, and how.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._forms = list(map(_form, tensors))
+        self._guard = _guard_of(tensors)
+
+    def fit(self, tensors: Sequence[Tensor], rows: Sequence[int]) -> bool:
+        """Tell whether tensors are of the forms of some rows, and plain in memory."""
+        is_whole = len(rows) == len(self._forms)
+        if is_whole and self._guard is not None and self._guard.check(*tensors):
+            return True
+        return list(map(_form, tensors)) == [self._forms[i] for i in rows]
 
 
-def _forms(tensors: Sequence[Tensor]) -> _Forms:
+def _form(tensor: Tensor) -> tuple[object, ...]:
     return (
-        list(map(Tensor.size, tensors)),
-        list(map(Tensor.stride, tensors)),
-        list(map(_DTYPE, tensors)),
+        type(tensor),
+        tensor.dtype,
+        tensor.size(),
+        tensor.stride(),
+        tensor.is_neg(),
     )
 
 
-def _are(tensors: Sequence[Tensor], forms: _Forms, at: slice) -> bool:
-    sizes, strides, dtypes = forms
-    return (
-        list(map(Tensor.size, tensors)) == sizes[at]
-        and list(map(Tensor.stride, tensors)) == strides[at]
-        and list(map(_DTYPE, tensors)) == dtypes[at]
+def _guard_of(tensors: Sequence[Tensor]) -> Any:  # noqa: ANN401
+    """Return torch.compile's own check of all tensors at once, None without one."""
+    try:
+        from torch._C._dynamo.guards import TensorGuards
+    except ImportError:
+        return None
+    if not all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors):
+        return None
+    return TensorGuards(
+        *tensors,
+        dynamic_dims_sizes=[list(t.size()) for t in tensors],
+        dynamic_dims_strides=[list(t.stride()) for t in tensors],
     )
 
 
@@ -425,16 +453,9 @@ def _addresses(tensors: Sequence[Tensor]) -> list[int]:
     return list(map(Tensor.data_ptr, tensors))
 
 
-def _plain(grads: list[Tensor | None]) -> list[Tensor | None]:
-    """Replace gradients that are but marked as negated or zero by what they read as."""
-    for i, grad in enumerate(grads):
-        if grad is None:
-            continue
-        if grad.is_neg():
-            grads[i] = grad.resolve_neg()
-        elif grad._is_zerotensor():
-            grads[i] = torch.zeros_like(grad)
-    return grads
+def _plain(grad: Tensor) -> Tensor:
+    """Return a gradient that is marked as negated, or as zero, as it reads."""
+    return torch.zeros_like(grad) if grad._is_zerotensor() else grad.resolve_neg()
 
 
 def _is_zero(lr: float | Tensor) -> bool:

@@ -69,7 +69,7 @@ class _Form(NamedTuple):
 
 
 _SCALAR = torch.Size(())
-_SCALARS = {
+SCALARS = {
     "scale": _Form(_SCALAR, torch.float32),
     "rounding_seed": _Form(_SCALAR, torch.int32),
     "num_measured": _Form(_SCALAR, torch.int32),
@@ -306,7 +306,7 @@ def misfit(entry: Mapping[str, object], param: Tensor) -> str:
                 f"parameter of shape {tuple(param.shape)}, got {held.dtype} of shape "
                 f"{tuple(held.shape)}"
             )
-        if key not in _SCALARS and not lie_alike(held, param):
+        if key not in SCALARS and not lie_alike(held, param):
             return f"{key} must be distributed over the ranks as its parameter is"
         problem = lacks_memory(held)
         if problem:
@@ -337,7 +337,7 @@ def lacks_memory(tensor: Tensor) -> str:
 
 def _forms(entry: Mapping[str, object], param: Tensor) -> dict[str, _Form]:
     """Return what the tensors of a state must be."""
-    forms = {k: f for k, f in _SCALARS.items() if k == "scale" or k in entry}
+    forms = {k: f for k, f in SCALARS.items() if k == "scale" or k in entry}
     buffer = entry.get("momentum_buffer")
     if isinstance(buffer, Tensor):
         forms |= _momentum_forms(param, buffer.dtype)

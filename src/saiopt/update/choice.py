@@ -19,7 +19,13 @@ Update = Callable[[Sequence[Block], Coefficients], None]
 
 
 class Table(Protocol):
-    """Hold the addresses of blocks: see :class:`saiopt.update.cpu.Table`."""
+    """Hold the addresses of blocks: see :class:`saiopt.update.cpu.Table`.
+
+    Attributes:
+        sees_writes: whether :meth:`holds` compares the scales.
+    """
+
+    sees_writes: bool
 
     def holds(self, first: int, count: int) -> bool:
         """Tell whether nobody has written the scales where it went unnoticed."""

@@ -101,6 +101,8 @@ class Table:
         blocks: those of :func:`knows`; None for what is never updated.
     """
 
+    sees_writes = True
+
     def __init__(self, blocks: Sequence[Block | None]) -> None:
         self._maps: dict[object, array.array[int]] = {}
         rows = [_Row() if b is None else self._row(b) for b in blocks]
