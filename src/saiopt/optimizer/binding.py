@@ -111,7 +111,7 @@ class Binding:
             name = _name(self._groups, group, i)
             options.check_trained(param, group, name)
             options.check_grad(param, name)
-            entry = states.get(param)
+            entry = states.get(param) or {}
             if state.is_state(entry):
                 problem = state.misfit(entry, param)
                 if problem:
@@ -361,7 +361,7 @@ def _execution(param: Tensor, group: dict[str, Any]) -> Execution | None:
     return chosen
 
 
-def _check_memory(param: Tensor, entry: object, name: str) -> None:
+def _check_memory(param: Tensor, entry: Any, name: str) -> None:  # noqa: ANN401
     tensors = {"params": param, "gradients": param.grad}
     if state.is_state(entry):
         tensors |= {k: entry[k] for k in state.KEYS if entry.get(k) is not None}

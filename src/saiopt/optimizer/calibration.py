@@ -124,21 +124,16 @@ def find(
 def _measure(candidates: Sequence[Candidate]) -> Moments:
     """Measure the gradients, those that were of no use before at a glance first."""
     grads = [local_grad(c.param) for c in candidates]
-    seen = [
-        i
-        for i, (c, grad) in enumerate(zip(candidates, grads, strict=True))
-        if c.has_waited
-        and grad is not None
-        and grad.numel()
-        and not is_sharded(c.param)
-    ]
-    by_device: dict[torch.device, list[int]] = {}
-    for i in seen:
-        by_device.setdefault(candidates[i].param.device, []).append(i)
-    for rows in by_device.values():
-        largest = torch._foreach_norm([grads[i] for i in rows], float("inf"))
-        sizes = torch.stack([n.to(torch.float32) for n in largest]).tolist()
-        for i, size in zip(rows, sizes, strict=True):
+    glanced: dict[torch.device, dict[int, Tensor]] = {}
+    for i, (candidate, grad) in enumerate(zip(candidates, grads, strict=True)):
+        # All ranks must measure a sharded block alike.
+        glances = candidate.has_waited and not is_sharded(candidate.param)
+        if grad is not None and grad.numel() > 0 and glances:
+            glanced.setdefault(grad.device, {})[i] = grad
+    for members in glanced.values():
+        norms = torch._foreach_norm(list(members.values()), float("inf"))
+        sizes = torch.stack([n.to(torch.float64) for n in norms]).tolist()
+        for i, size in zip(members, sizes, strict=True):
             if size == 0:
                 grads[i] = None
     return measure_blocks([c.param for c in candidates], grads)

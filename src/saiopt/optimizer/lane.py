@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from itertools import compress, repeat
+from itertools import compress
 from operator import attrgetter, is_, is_not
 from typing import Any, NamedTuple
 
@@ -121,6 +121,9 @@ class Lane:
             if key not in state.SCALARS
         ]
         self._params_as = _Forms(now.here)
+        tensors = (now.here, *now.held.values())
+        is_concrete = all(map(state.is_concrete, now.here))
+        self._addresses = list(map(_addresses, tensors)) if is_concrete else []
         # A gradient that there is not yet will probably lie as its parameter does.
         pairs = list(zip(now.here, now.grads, strict=True))
         self._grads_as = _Forms([p.detach() if g is None else g for p, g in pairs])
@@ -138,14 +141,13 @@ class Lane:
     def _bind(self, now: Now) -> None:
         """Let the kernel note the addresses of the blocks that it knows."""
         self._table: Table | None = None
-        self._others, self._addresses = set(now.rows), []
+        self._others = set(now.rows)
         kernel = None if self._execution is None else self._execution.kernel
         if kernel is None or rule_of(self.group["scaling"]).direction is not None:
             return
         blocks = [None if i in self._unready else self._block(now, i) for i in now.rows]
         known = [b if b is not None and kernel.knows(b) else None for b in blocks]
         self._others = {i for i, b in enumerate(known) if b is None}
-        self._addresses = list(map(_addresses, (now.here, *now.held.values())))
         self._table = kernel.bind(known)
 
     @property
@@ -186,8 +188,8 @@ class Lane:
     def _is_unmoved(
         self, here: Sequence[Tensor], held: Mapping[str, Sequence[Tensor]], at: slice
     ) -> bool:
-        """Tell whether the addresses in the table are still those of the tensors."""
-        if self._table is None:
+        """Tell whether all tensors are where they were; abstract ones are nowhere."""
+        if not self._addresses:
             return True
         pairs = zip((here, *held.values()), self._addresses, strict=True)
         return all(_addresses(tensors) == noted[at] for tensors, noted in pairs)
@@ -200,7 +202,7 @@ class Lane:
         return all(list(map(_VERSION, t[at])) == noted[at] for (_, t), noted in pairs)
 
     @property
-    def _watched(self) -> list[tuple[str, list[Tensor]]]:
+    def _watched(self) -> list[tuple[str, Sequence[Tensor]]]:
         """What a stage is read from, by key."""
         return [(k, tensors) for k, tensors in self._scalars if k in _STAGE_KEYS]
 
@@ -210,11 +212,11 @@ class Lane:
         Those that are but marked as negated or zero are replaced by what they read as.
         """
         there: Sequence[int] = rows
-        if not all(map(is_not, grads, repeat(None))):
+        held = [g for g in grads if g is not None]
+        if len(held) < len(grads):
             there = [i for i, g in zip(rows, grads, strict=True) if g is not None]
         if not self._unready.isdisjoint(there):
             return False
-        held = [g for g in grads if g is not None] if there is not rows else grads
         if self._grads_as.fit(held, there) and 0 not in _addresses(held):
             return True
         grads[:] = [g if g is None else _plain(g) for g in grads]
@@ -289,14 +291,15 @@ class Lane:
     def _run_table(self, now: Now, left_out: set[int], usual: Coefficients) -> None:
         assert self._table is not None
         momenta = now.held.get("momentum_buffer", ())
-        if left_out or not all(map(is_not, now.grads, repeat(None))):
+        there = [g for g in now.grads if g is not None]
+        if left_out or len(there) < len(now.grads):
             pairs = zip(now.rows, now.grads, strict=True)
             steps = [g is not None and row not in left_out for row, g in pairs]
             pairs = zip(steps, now.grads, strict=True)
             addresses = [g.data_ptr() if g is not None and s else 0 for s, g in pairs]
             written = [*compress(now.here, steps), *compress(momenta, steps)]
         else:
-            addresses = _addresses(now.grads)
+            addresses = _addresses(there)
             written = [*now.here, *momenta]
         if written:
             self._table.run(addresses, usual, now.rows.start)
@@ -371,9 +374,10 @@ class Lane:
         at = row - now.rows.start
         entry, place = now.entries[at], self._places[row]
         grad = now.grads[at]
-        held = {key: local_entries(entry[key]) for key in _BLOCK_KEYS & entry.keys()}
+        keys = _BLOCK_KEYS & entry.keys()
         if self.group["stochastic_rounding"] is False:
-            held["rounding_seed"] = None
+            keys -= {"rounding_seed"}
+        held = {key: local_entries(entry[key]) for key in keys}
         return Block(
             now.here[at],
             now.here[at] if grad is None else grad,
@@ -442,11 +446,7 @@ def _guard_of(tensors: Sequence[Tensor]) -> Any:  # noqa: ANN401
         return None
     if not all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors):
         return None
-    return TensorGuards(
-        *tensors,
-        dynamic_dims_sizes=[list(t.size()) for t in tensors],
-        dynamic_dims_strides=[list(t.stride()) for t in tensors],
-    )
+    return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:

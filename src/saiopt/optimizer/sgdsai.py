@@ -295,6 +295,8 @@ class SGDSaI(Optimizer):
             if not any(param is p for g in self.param_groups for p in g["params"]):
                 raise ValueError("p must be a parameter of this optimizer, got another")
             binding = self._bind()
+            if not binding.has(param):
+                return binding, []
             taken = binding.take_one(self.param_groups, self.state, param)
         return binding, _given(taken)
 

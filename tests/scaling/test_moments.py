@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from saiopt.scaling import gsnr
 from saiopt.scaling.moments import Moments, measure, merge
 
 
@@ -122,6 +123,46 @@ def test_entries_that_differ_by_more_than_rounding_are_not_degenerate(dtype):
     grad = torch.full((1000,), 0.3, dtype=torch.float64)
     grad *= 1 + 40 * torch.finfo(dtype).eps * torch.randn(1000, dtype=torch.float64)
     assert not measure([grad.to(dtype)]).degenerate.any()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "border"),
+    [(torch.float64, 16), (torch.float32, 16), (torch.bfloat16, 2), (torch.float16, 2)],
+)
+def test_the_border_of_the_degenerate_is_so_many_spacings_of_the_mean(dtype, border):
+    for spacings, is_degenerate in ((border - 1, True), (border + 1, False)):
+        # Half of the entries lie at the mean, the others as far above as below.
+        step = spacings * math.sqrt(2) * torch.finfo(dtype).eps
+        grad = torch.tensor([1.0, 1.0 + step, 1.0, 1.0 - step], dtype=torch.float64)
+        moments = measure([grad.repeat(5000)])
+        moments = Moments(
+            moments.numel,
+            moments.mean,
+            moments.squared_deviations,
+            torch.tensor([torch.finfo(dtype).eps], dtype=torch.float64),
+        )
+        assert moments.std.item() == pytest.approx(
+            spacings * torch.finfo(dtype).eps, rel=1e-3
+        )
+        assert moments.degenerate.item() is is_degenerate
+
+
+def test_a_bfloat16_bias_with_a_gsnr_of_36_gets_it():
+    exact = torch.tensor([0.92, 1.0, 1.06, 0.96, 1.05])
+    stored = exact.bfloat16()
+    expected = (stored.double().norm() / stored.double().std()).item()
+    assert expected == pytest.approx(36, abs=5)
+    value = gsnr(measure([stored]), eps=0.0).item()
+    assert value == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_that_are_equal_but_for_their_order_are_degenerate_in_16_bits(dtype):
+    terms = torch.randn(300, 500).abs()
+    sums = torch.stack(
+        [row[torch.randperm(500)].sum() for row in terms[:1].repeat(300, 1)]
+    )
+    assert measure([sums.to(dtype), sums]).degenerate.all()
 
 
 def test_selecting_keeps_the_rows_in_order():

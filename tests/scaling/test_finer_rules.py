@@ -1,0 +1,281 @@
+import copy
+import io
+
+import layouts
+import pytest
+import row_rule
+import torch
+from layouts import LAYOUTS
+from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from saiopt import SGDSaI, get_scales, set_scales
+from saiopt.scaling import RULES, Measurement, Rule, Scales
+from saiopt.update import library
+
+EXECUTIONS = {
+    "chosen": {},
+    "reference": {"fused": False},
+    "foreach": {"foreach": True},
+}
+EVERY_EXECUTION = pytest.mark.parametrize(
+    "execution", EXECUTIONS.values(), ids=EXECUTIONS
+)
+SHAPES = [(6, 8), (5,), (4, 3, 2, 2), (70, 65), ()]
+OPTIONS = {"lr": 0.01, "momentum": 0.8, "weight_decay": 0.1, "scaling": "row_mean"}
+
+
+def params(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return [
+        nn.Parameter(torch.randn(shape, generator=generator).to(dtype))
+        for shape in SHAPES
+    ]
+
+
+def gradients(step, dtype=torch.float32):
+    """Gradients of a step; some are zero, absent or not finite."""
+    generator = torch.Generator().manual_seed(100 + step)
+    grads = [torch.randn(s, generator=generator).to(dtype) for s in SHAPES]
+    if step == 0:
+        grads[0] = torch.zeros_like(grads[0])
+    if step == 1:
+        grads[1] = None
+    return grads
+
+
+def run(optimizer, blocks, steps):
+    for step in steps:
+        for param, grad in zip(blocks, gradients(step, blocks[0].dtype), strict=True):
+            param.grad = grad
+        optimizer.step()
+
+
+@EVERY_EXECUTION
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_rule_with_a_scale_per_row_over_three_gradients_follows_its_oracle(
+    execution, dtype
+):
+    blocks = params(dtype)
+    oracle = row_rule.RowMeanOracle(blocks, 0.01, 0.8, 0.1)
+    optimizer = SGDSaI(blocks, **OPTIONS, **execution)
+    for step in range(8):
+        run(optimizer, blocks, [step])
+        oracle.step(gradients(step, dtype))
+        for param, exact in zip(blocks, oracle.params, strict=True):
+            tolerance = 1e-5 if dtype == torch.float32 else 1e-6
+            torch.testing.assert_close(
+                param.double(), exact, rtol=tolerance, atol=tolerance
+            )
+    counts = [entry["num_measured"].item() for entry in optimizer.state.values()]
+    assert counts == [3] * len(SHAPES)
+
+
+def test_without_a_compiler_it_follows_too(monkeypatch):
+    monkeypatch.setattr(library, "load", lambda: "nothing works")
+    blocks, others = params(), params()
+    run(SGDSaI(blocks, **OPTIONS), blocks, range(6))
+    run(SGDSaI(others, **OPTIONS, fused=False), others, range(6))
+    for param, other in zip(blocks, others, strict=True):
+        torch.testing.assert_close(param, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("state_dtype", [torch.bfloat16, torch.int8, "int4"])
+def test_low_bit_momentum_takes_scales_of_rows(state_dtype):
+    blocks, exact = params(), params()
+    optimizer = SGDSaI(blocks, **OPTIONS, state_dtype=state_dtype)
+    run(optimizer, blocks, range(12))
+    run(SGDSaI(exact, **OPTIONS), exact, range(12))
+    moved = (exact[3] - params()[3]).norm()
+    assert (blocks[3] - exact[3]).norm() < 0.2 * moved
+    assert optimizer.state[blocks[3]]["row_scale"].shape == (70,)
+
+
+@pytest.mark.parametrize("how", ["state_dict", "file", "deepcopy"])
+@pytest.mark.parametrize("state_dtype", [None, "int4"])
+@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+def test_a_resume_in_the_middle_of_the_measurement_is_bit_exact(how, state_dtype, stop):
+    blocks = params()
+    optimizer = SGDSaI(blocks, **OPTIONS, state_dtype=state_dtype)
+    run(optimizer, blocks, range(stop))
+    if how == "deepcopy":
+        twins, resumed = copy.deepcopy((blocks, optimizer))
+    else:
+        saved = optimizer.state_dict()
+        if how == "file":
+            file = io.BytesIO()
+            torch.save(saved, file)
+            file.seek(0)
+            saved = torch.load(file, weights_only=True)
+        twins = copy.deepcopy(blocks)
+        resumed = SGDSaI(twins, scaling="row_mean")
+        resumed.load_state_dict(saved)
+    run(optimizer, blocks, range(stop, 8))
+    run(resumed, twins, range(stop, 8))
+    for param, twin in zip(blocks, twins, strict=True):
+        assert torch.equal(param, twin)
+        for key, value in optimizer.state[param].items():
+            assert torch.equal(value, resumed.state[twin][key])
+
+
+def test_the_step_of_one_parameter_measures_as_step_does():
+    blocks, others = params(), params()
+    run(SGDSaI(blocks, **OPTIONS), blocks, range(6))
+    optimizer = SGDSaI(others, **OPTIONS)
+    for step in range(6):
+        for param, grad in zip(others, gradients(step), strict=True):
+            param.grad = grad
+            if grad is not None:
+                optimizer.step_parameter(param, optimizer.param_groups[0], 0)
+    for param, other in zip(blocks, others, strict=True):
+        assert torch.equal(param, other)
+
+
+@EVERY_EXECUTION
+def test_a_direction_of_the_whole_matrix_takes_the_momentums_place(execution):
+    param = nn.Parameter(torch.randn(4, 6))
+    exact = param.detach().double().clone()
+    optimizer = SGDSaI(
+        [param], 0.1, 0.5, weight_decay=0.1, scaling="along", **execution
+    )
+    momentum = None
+    for step in range(3):
+        grad = torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+        param.grad = grad
+        optimizer.step()
+        momentum = grad.double() if momentum is None else (momentum + grad) / 2
+        exact = exact * (1 - 0.1 * 0.1) - 0.1 * momentum / momentum.norm(dim=1).max()
+    torch.testing.assert_close(param.double(), exact, rtol=1e-5, atol=1e-6)
+
+
+def whole_gradient(param, step, index):
+    generator = torch.Generator().manual_seed(10 * step + index)
+    whole = torch.randn(param.shape, generator=generator, dtype=param.dtype)
+    if isinstance(param, DTensor):
+        return distribute_tensor(whole, param.device_mesh, param.placements)
+    return whole
+
+
+def train_layout(name, rule):
+    """Parameters, scales and state after some steps, whole, on this rank."""
+    spread = LAYOUTS[name].spread if name else (lambda net: net)
+    model = spread(layouts.make_net())
+    optimizer = SGDSaI(model.parameters(), **{**OPTIONS, "scaling": rule})
+    sent = []
+    for step in range(6):
+        for index, param in enumerate(model.parameters()):
+            param.grad = whole_gradient(param, step, index)
+        with layouts.Collectives() as collectives:
+            optimizer.step()
+        sent.append(collectives.count)
+    full = lambda t: t.full_tensor() if isinstance(t, DTensor) else t  # noqa: E731
+    return sent, {
+        key: [full(param).detach(), *map(full, optimizer.state[param].values())]
+        for key, param in model.named_parameters()
+    }
+
+
+def both_axes(sums):
+    mean = sums.block / (sums.shape[0] * sums.shape[1] * sums.num_gradients)
+    row = sums.row / (sums.shape[1] * sums.num_gradients)
+    column = sums.column / (sums.shape[0] * sums.num_gradients)
+    return Scales(mean.sqrt(), row=row.rsqrt(), column=column.rsqrt())
+
+
+@pytest.fixture
+def factored():
+    """Adafactor's second moment over two gradients, for matrices."""
+    RULES["factored-for-a-test"] = FACTORED
+    yield "factored-for-a-test"
+    del RULES["factored-for-a-test"]
+
+
+FACTORED = Rule(
+    measurement=Measurement(
+        torch.square,
+        lambda shape: ("row", "column") if len(shape) > 1 else (),
+        2,
+        lambda sums: (
+            both_axes(sums)
+            if sums.row is not None
+            else Scales((sums.shape[0] * sums.num_gradients / sums.block).sqrt())
+        ),
+    )
+)
+
+
+def train_factored(name):
+    RULES["factored-for-a-test"] = FACTORED
+    return train_layout(name, "factored-for-a-test")
+
+
+@pytest.mark.parametrize("name", ["FSDP2", "FSDP2, empty shards", "TP", "FSDP2 + TP"])
+def test_finer_scales_on_a_layout_are_those_of_one_process(workers, name):
+    for train, arguments in ((train_layout, ("row_mean",)), (train_factored, ())):
+        _, expected = train(None, *arguments)
+        world = LAYOUTS[name].world
+        for sent, found in workers.run(world, train, name, *arguments):
+            # The moments and the sums, for each of two process groups.
+            measuring = 3 if arguments else 2
+            assert all(0 < n <= (4 if "+" in name else 2) for n in sent[:measuring])
+            assert not any(sent[measuring:])
+            for key, tensors in expected.items():
+                for value, exact in zip(found[key], tensors, strict=True):
+                    torch.testing.assert_close(value, exact, rtol=1e-6, atol=1e-9)
+
+
+def test_scales_of_rows_and_columns_follow_the_formula(factored):
+    param = nn.Parameter(torch.zeros(5, 7))
+    optimizer = SGDSaI([param], 1.0, 0.0, weight_decay=0.0, scaling=factored)
+    grads = [torch.randn(5, 7), torch.randn(5, 7)]
+    for grad in grads:
+        param.grad = grad
+        optimizer.step()
+    squares = torch.stack(grads).double().square()
+    row, column = squares.mean(dim=(0, 2)), squares.mean(dim=(0, 1))
+    expected = (squares.mean() / row[:, None] / column).sqrt()
+    before = param.detach().clone()
+    optimizer.step()
+    moved = (before - param).double() / grads[1].double()
+    torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_block_whose_rule_comes_to_measure_more_begins_anew(factored):
+    param = nn.Parameter(torch.ones(5, 7))
+    optimizer = SGDSaI([param], scaling="none")
+    param.grad = torch.randn(5, 7)
+    optimizer.step()
+    optimizer.param_groups[0]["scaling"] = factored
+    param.grad = torch.zeros(5, 7)
+    optimizer.step()
+    assert optimizer.state[param]["scale"] == 0
+    param.grad = torch.randn(5, 7)
+    optimizer.step()
+    assert torch.equal(optimizer.state[param]["momentum_buffer"], param.grad)
+    assert optimizer.state[param]["num_measured"] == 1
+
+
+def test_a_rule_that_returns_scales_of_another_shape_is_refused():
+    RULES["wrong-for-a-test"] = Rule(
+        measurement=Measurement(
+            torch.abs,
+            lambda shape: ("row",),
+            2,
+            lambda sums: Scales(torch.ones(()), row=torch.ones(3)),
+        )
+    )
+    param = nn.Parameter(torch.ones(5, 7))
+    param.grad = torch.randn(5, 7)
+    optimizer = SGDSaI([param], scaling="wrong-for-a-test")
+    with pytest.raises(ValueError, match=r"scales of the rows of shape \(5,\), got"):
+        optimizer.step()
+    del RULES["wrong-for-a-test"]
+    assert torch.equal(param, torch.ones(5, 7))
+
+
+def test_finer_scales_cannot_be_set_by_one_number():
+    model = nn.Linear(3, 2)
+    optimizer = SGDSaI(model.parameters(), scaling="row_mean")
+    with pytest.raises(ValueError, match="scales must be of blocks that have one each"):
+        set_scales(optimizer, model, {"weight": 2.0})
+    assert get_scales(optimizer, model) == {"weight": 0.0, "bias": 0.0}
