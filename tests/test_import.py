@@ -1,5 +1,11 @@
+import ast
+import re
 import subprocess
 import sys
+from importlib.metadata import requires
+from pathlib import Path
+
+import saiopt
 
 HEAVY = ("matplotlib", "tyro", "transformers", "rich", "sklearn", "triton")
 
@@ -24,3 +30,31 @@ def test_importing_saiopt_brings_no_package_that_torch_does_not():
         for statement in ("import torch, torch.optim", "import saiopt")
     ]
     assert roots[1] - roots[0] <= {"saiopt"}
+
+
+# Distributions whose module has another name.
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn"}
+
+
+def imported_modules(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+
+
+def test_every_package_that_is_imported_is_declared():
+    source = Path(saiopt.__file__).parent
+    roots = {
+        name.partition(".")[0]
+        for path in source.rglob("*.py")
+        for name in imported_modules(path)
+    }
+    declared = {
+        re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+        for requirement in requires("saiopt")
+    }
+    foreign = roots - set(sys.stdlib_module_names) - {"saiopt"}
+    names = {DISTRIBUTIONS.get(r, r).lower().replace("_", "-") for r in foreign}
+    assert names - declared == set()

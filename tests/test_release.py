@@ -273,6 +273,38 @@ def test_a_parameter_that_is_unfrozen_later_steps_then():
     assert released.head.weight.grad is not None
 
 
+def test_a_loop_that_accumulates_is_refused_at_its_first_step_and_at_any_later():
+    model = TinyTransformer()
+    optimizer = SGDSaI(model.parameters())
+    step_in_backward(optimizer)
+    first, *others = token_batches(5)
+    next_token_loss(model, first).backward()
+    next_token_loss(model, others[0]).backward()
+    with pytest.raises(RuntimeError, match=r"within handle\.paused"):
+        optimizer.step()
+    train(model, optimizer, others[1:3])
+    before = [p.detach().clone() for p in model.parameters()]
+    next_token_loss(model, others[3]).backward()
+    moved = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(
+        RuntimeError, match=r"once between two calls of optimizer\.step"
+    ):
+        next_token_loss(model, first).backward()
+    assert not all(map(torch.equal, before, moved))
+    assert all(map(torch.equal, moved, model.parameters()))
+
+
+def test_a_loop_that_never_calls_step_may_run_as_many_passes_as_it_likes():
+    (plain, optimizer), (released, its_optimizer) = pair()
+    handle = step_in_backward(its_optimizer)
+    for ids in token_batches(4):
+        next_token_loss(released, ids).backward()
+    train(plain, optimizer, token_batches(4))
+    assert_same(plain, released)
+    handle.remove()
+    train(released, its_optimizer, token_batches(2))
+
+
 def test_a_gradient_scaler_is_refused_before_anything_changes():
     param = nn.Parameter(torch.ones(3))
     step_in_backward(SGDSaI([param]))

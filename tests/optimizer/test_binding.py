@@ -9,6 +9,7 @@ from torch import nn
 
 from saiopt import SGDSaI
 from saiopt.optimizer import binding, sgdsai
+from saiopt.optimizer.lane import Gradients
 from saiopt.update import cpu, library, reference
 
 EXECUTIONS = {
@@ -98,7 +99,7 @@ def test_binding_blocks_changes_no_noise_and_no_stage():
     optimizer = SGDSaI([param])
     optimizer.step()
     before = copy.deepcopy(optimizer.state[param])
-    optimizer._bind()
+    optimizer._bind(Gradients())
     for key, value in before.items():
         assert torch.equal(value, optimizer.state[param][key])
 

@@ -20,7 +20,7 @@ from saiopt.update import Execution, choose, warn_of_slow_codes
 
 from . import calibration, options, state
 from .calibration import Finding
-from .lane import MEASURING, RUNNING, WAITING, Call, Lane, Now
+from .lane import MEASURING, RUNNING, WAITING, Call, Gradients, Lane, Now
 
 Groups = list[dict[str, Any]]
 States = MutableMapping[Any, Any]
@@ -50,6 +50,7 @@ class Binding:
         groups: all param groups of the optimizer.
         states: its state by parameter, and what wrappers put there; changed in place.
         shapes: of the parameters that the optimizer was given.
+        grads: of the present step.
         also: frozen parameters that need a state too.
 
     Raises:
@@ -66,6 +67,7 @@ class Binding:
         groups: Groups,
         states: States,
         shapes: Collection[torch.Size],
+        grads: Gradients,
         also: Collection[Tensor] = (),
     ) -> None:
         self._groups = groups
@@ -87,8 +89,10 @@ class Binding:
         ]
         executions = self._check(states, shapes)
         fresh = self._allocate(states)
-        self._make_lanes(states, executions, fresh)
-        self._awaits = any(rule_of(g["scaling"]).needs_all_blocks for g in groups)
+        self._make_lanes(states, executions, fresh, grads)
+        self.needs_all_blocks = any(
+            rule_of(g["scaling"]).needs_all_blocks for g in groups
+        )
 
     # Making it
 
@@ -154,12 +158,13 @@ class Binding:
         states: States,
         executions: dict[int, Execution | None],
         fresh: Collection[int],
+        grads: Gradients,
     ) -> None:
         stages = _stages(list(self._blocks()), states, fresh)
         slots = {id(p): i for i, p in enumerate(states) if isinstance(p, Tensor)}
         self._num_entries = len(states)
         self._lanes: list[tuple[Lane, int, Pick, Pick]] = []
-        self._lane_of: dict[int, tuple[Lane, int]] = {}
+        self._lane_of: dict[int, tuple[Lane, int, int]] = {}
         for index, (group, live) in enumerate(
             zip(self._groups, self._live, strict=True)
         ):
@@ -178,19 +183,23 @@ class Binding:
                     params,
                     [states[p] for p in params],
                     [stages[id(p)] for p in params],
+                    grads,
                 )
                 entries = _pick([slots[id(p)] for p in params])
                 self._lanes.append((lane, index, _pick(places), entries))
-                self._lane_of |= {id(p): (lane, i) for i, p in enumerate(params)}
+                self._lane_of |= {
+                    id(p): (lane, row, index) for row, p in enumerate(params)
+                }
 
     # Using it
 
-    def take(self, groups: Groups, states: States) -> Taken | None:
+    def take(self, groups: Groups, states: States, grads: Gradients) -> Taken | None:
         """Collect the tensors of a step, if all is as it was bound.
 
         Args:
             groups: all param groups of the optimizer.
             states: its state.
+            grads: of the present step.
 
         Returns:
             The tensors by lane; None where a new binding must be made.
@@ -210,7 +219,7 @@ class Binding:
         try:
             for lane, index, params, entries in self._lanes:
                 chosen = params(groups[index]["params"])
-                now = lane.gather(chosen, entries(held), range(len(chosen)))
+                now = lane.gather(chosen, entries(held), range(len(chosen)), grads)
                 if now is None:
                     return None
                 taken.append((lane, now))
@@ -218,35 +227,33 @@ class Binding:
             return None
         return taken
 
-    def take_one(self, groups: Groups, states: States, param: Tensor) -> Taken | None:
+    def take_one(
+        self, groups: Groups, states: States, grads: Gradients, param: Tensor
+    ) -> Taken | None:
         """Collect the tensors of one parameter's step, and look at no other.
 
         Args:
             groups: all param groups of the optimizer.
             states: its state.
+            grads: of the present step.
             param: the parameter.
 
         Returns:
             As :meth:`take`; empty for a parameter that does not train.
         """
-        lane, row = self._lane_of.get(id(param), (None, 0))
+        lane, row, index = self._lane_of.get(id(param), (None, 0, 0))
         if lane is None or groups is not self._groups:
             return None
-        place = self._group_of(lane)
-        if (
-            groups[place] is not lane.group
-            or _BOUND(lane.group) != self._bound[place][1]
-        ):
+        group, key, _ = self._bound[index]
+        if groups[index] is not group or _BOUND(group) != key:
             return None
-        _check_lr(lane.group)
+        _check_lr(group)
         try:
-            now = lane.gather([param], [states[param]], range(row, row + 1))
+            entry = states.get(param, {})
+            now = lane.gather([param], [entry], range(row, row + 1), grads)
         except (AttributeError, KeyError, TypeError, RuntimeError):
             return None
         return None if now is None else [(lane, now)]
-
-    def _group_of(self, lane: Lane) -> int:
-        return next(i for i, g in enumerate(self._groups) if g is lane.group)
 
     def has(self, param: Tensor) -> bool:
         """Tell whether a parameter is one of the blocks.
@@ -286,15 +293,19 @@ class Binding:
         Returns:
             The calls; none where blocks begin or measure, after having made them.
         """
-        if any(lane.is_unsettled for lane, _ in taken) or self._awaits:
+        if self.needs_all_blocks or self._are_unsettled(taken):
             self.step(taken)
             return []
         return [call for lane, now in taken for call in lane.ordinary_calls(now)]
 
+    @staticmethod
+    def _are_unsettled(taken: Taken) -> bool:
+        return any(lane.is_unsettled for lane, _ in taken)
+
     def _find(self, taken: Taken) -> tuple[list[dict[int, Finding | None]], float]:
         """Ask what the gradients of blocks that are not settled say."""
         nothing: list[dict[int, Finding | None]] = [{} for _ in taken]
-        if not self._awaits and not any(lane.is_unsettled for lane, _ in taken):
+        if not self.needs_all_blocks and not self._are_unsettled(taken):
             return nothing, 0.0
         rows = [
             (at, row, candidate)

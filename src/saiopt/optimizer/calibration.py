@@ -15,7 +15,6 @@ from saiopt.distributed.shards import (
     is_sharded,
     largest_over_ranks,
     local_entries,
-    local_grad,
     measure_blocks,
 )
 from saiopt.scaling import (
@@ -35,6 +34,7 @@ class Candidate:
 
     Args:
         param: the parameter, with a gradient on at least one of its ranks.
+        grad: what lives here of its gradient, None where there is none.
         group: its param group.
         entry: its state.
         preset: the scale it was given beforehand, 0 where its gradients must tell.
@@ -43,6 +43,7 @@ class Candidate:
     """
 
     param: Tensor
+    grad: Tensor | None
     group: dict[str, Any]
     entry: Mapping[str, Tensor]
     preset: float
@@ -123,7 +124,7 @@ def find(
 
 def _measure(candidates: Sequence[Candidate]) -> Moments:
     """Measure the gradients, those that were of no use before at a glance first."""
-    grads = [local_grad(c.param) for c in candidates]
+    grads = [c.grad for c in candidates]
     glanced: dict[torch.device, dict[int, Tensor]] = {}
     for i, (candidate, grad) in enumerate(zip(candidates, grads, strict=True)):
         # All ranks must measure a sharded block alike.
@@ -164,7 +165,7 @@ def _measurement_of(candidate: Candidate) -> Measurement | None:
 
 
 def _sums_here(candidate: Candidate, measurement: Measurement) -> dict[str, Tensor]:
-    grad = local_grad(candidate.param)
+    grad = candidate.grad
     if grad is None:
         grad = torch.zeros_like(local_entries(candidate.param))
     axes = measurement.axes(candidate.param.shape)

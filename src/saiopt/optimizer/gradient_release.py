@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +23,13 @@ from saiopt.distributed.shards import is_dtensor
 
 from .sgdsai import SGDSaI
 
+# A loop that calls `step()` after several backward passes means one step of them all.
+_ACCUMULATES = (
+    "step_in_backward must step each parameter once between two calls of "
+    "optimizer.step(), got several backward passes: run all but the last micro-batch "
+    "within handle.paused(), or do not accumulate"
+)
+
 
 class ReleaseHandle:
     """Hold what :func:`step_in_backward` set up."""
@@ -35,11 +43,15 @@ class ReleaseHandle:
         self._segments = _Segments()
         # Autograd runs hooks on one thread per device.
         self._lock = threading.RLock()
+        # How often each parameter stepped since the last call of `optimizer.step()`.
+        self._steps: Counter[Tensor] = Counter()
+        self._is_stepped = False
         self._hooks = [
             _hook_on_gradient(param, self._hook(index, i))
             for index, group in enumerate(optimizer.param_groups)
             for i, param in enumerate(group["params"])
         ]
+        self._hooks.append(optimizer.register_step_pre_hook(self._on_step))
 
     def remove(self) -> None:
         """Return to gradients that wait for `optimizer.step()`."""
@@ -66,6 +78,7 @@ class ReleaseHandle:
 
     def _hook(self, index: int, i: int) -> Callable[[Tensor], None]:
         def step(param: Tensor) -> None:
+            self._count(param)
             # Loading a state_dict puts other groups in their places.
             group = self._optimizer.param_groups[index]
             self._optimizer.step_parameter(param, group, i)
@@ -86,6 +99,20 @@ class ReleaseHandle:
                     step(param)
 
         return on_gradient
+
+    def _count(self, param: Tensor) -> None:
+        """Refuse a second step where the loop has shown that it calls `step()`."""
+        if self._is_stepped and self._steps[param] > 0:
+            raise RuntimeError(_ACCUMULATES)
+        self._steps[param] += 1
+
+    def _on_step(self, *_: object) -> None:
+        """Take note of a call of `optimizer.step()`, which finds nothing to do."""
+        if any(count > 1 for count in self._steps.values()) and not self._is_stepped:
+            self._steps.clear()
+            raise RuntimeError(_ACCUMULATES)
+        self._is_stepped = True
+        self._steps.clear()
 
     def _wait(self, step: Callable[[], None]) -> None:
         """Step after DDP's own callback, which writes the reduced gradients.
@@ -160,8 +187,10 @@ def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
     step as soon as they get gradients.
 
     What needs all gradients before the first step cannot work with it: clipping by the
-    global norm finds no gradient (it returns 0), `scaling="gsnr_max"` and a GradScaler
-    are refused. To accumulate gradients see :meth:`ReleaseHandle.paused`.
+    global norm finds no gradient (it returns 0, and Trainer and Lightning clip unless
+    told otherwise), `scaling="gsnr_max"` and a GradScaler are refused. To accumulate
+    gradients see :meth:`ReleaseHandle.paused`; a loop that accumulates without it, as
+    those of frameworks do, is refused once it calls `optimizer.step()`.
 
     Args:
         optimizer: the optimizer; its parameters must not be added to or replaced while
@@ -174,6 +203,7 @@ def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
         RuntimeError: the model is wrapped by FSDP1. In the first backward pass: a
             GradScaler is in use, `gc.freeze()` may hide DDP, or a layer that is used
             several times is checkpointed reentrantly, whose first part has stepped.
+            Later: a parameter steps twice between two calls of `optimizer.step()`.
         TypeError: the optimizer is not SGDSaI.
         ValueError: a group scales by `"gsnr_max"`.
 

@@ -72,6 +72,23 @@ class Call(NamedTuple):
         advance(self.blocks)
 
 
+class Gradients:
+    """Know what lives here of the gradients of one step.
+
+    One that is distributed otherwise than its parameter takes a collective to bring
+    into place, which every rank must run once, however often it looks.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[int, Tensor | None] = {}
+
+    def of(self, param: Tensor) -> Tensor | None:
+        """Return what lives here of a parameter's gradient, None without one."""
+        if id(param) not in self._found:
+            self._found[id(param)] = local_grad(param)
+        return self._found[id(param)]
+
+
 class Lane:
     """Own blocks of a param group that have states of one kind and one execution.
 
@@ -85,6 +102,7 @@ class Lane:
         params: the parameters.
         entries: their complete states.
         stages: of each, with the scale it was given beforehand, 0 for none.
+        grads: of the present step.
     """
 
     def __init__(
@@ -95,6 +113,7 @@ class Lane:
         params: Sequence[Tensor],
         entries: Sequence[dict[str, Tensor]],
         stages: Sequence[tuple[int, float]],
+        grads: Gradients,
     ) -> None:
         self.group = group
         self._keys, self._execution = keys, execution
@@ -106,8 +125,8 @@ class Lane:
         self._is_distributed = any(map(is_not, here, params))
         self._places = list(map(place_of, params))
         held = {key: self._state(entries, key) for key in keys}
-        grads = self._grads(params)
-        now = Now(range(len(params)), params, here, entries, held, grads)
+        rows = range(len(params))
+        now = Now(rows, params, here, entries, held, self._grads(params, grads))
         self._note(now)
         self._bind(now)
 
@@ -122,8 +141,8 @@ class Lane:
         ]
         self._params_as = _Forms(now.here)
         tensors = (now.here, *now.held.values())
-        is_concrete = all(map(state.is_concrete, now.here))
-        self._addresses = list(map(_addresses, tensors)) if is_concrete else []
+        has_addresses = all(map(state.is_in_memory, now.here))
+        self._addresses = list(map(_addresses, tensors)) if has_addresses else []
         # A gradient that there is not yet will probably lie as its parameter does.
         pairs = list(zip(now.here, now.grads, strict=True))
         self._grads_as = _Forms([p.detach() if g is None else g for p, g in pairs])
@@ -160,6 +179,7 @@ class Lane:
         params: Sequence[Tensor],
         entries: Sequence[dict[str, Tensor]],
         rows: range,
+        grads: Gradients,
     ) -> Now | None:
         """Collect the tensors of a step, if all are where and what they were.
 
@@ -167,6 +187,7 @@ class Lane:
             params: parameters of the lane.
             entries: their states.
             rows: which they are, consecutive ones.
+            grads: of the present step.
 
         Returns:
             The tensors, or None where something has been replaced, moved or written.
@@ -174,21 +195,21 @@ class Lane:
         at = slice(rows.start, rows.stop)
         held = {key: self._state(entries, key) for key in self._keys}
         here = list(map(local_entries, params)) if self._is_distributed else params
-        grads = self._grads(params)
+        here_grads = self._grads(params, grads)
         is_there = (
             all(all(map(is_, held[key], t[at])) for key, t in self._scalars)
             and all(list(map(_NBYTES, held[key])) == b[at] for key, b in self._arrays)
             and self._params_as.fit(here, rows)
             and self._is_unmoved(here, held, at)
             and self._is_unwritten(at)
-            and self._are_as_expected(grads, rows)
+            and self._are_as_expected(here_grads, rows)
         )
-        return Now(rows, params, here, entries, held, grads) if is_there else None
+        return Now(rows, params, here, entries, held, here_grads) if is_there else None
 
     def _is_unmoved(
         self, here: Sequence[Tensor], held: Mapping[str, Sequence[Tensor]], at: slice
     ) -> bool:
-        """Tell whether all tensors are where they were; abstract ones are nowhere."""
+        """Tell whether all tensors are where they were, if they are anywhere."""
         if not self._addresses:
             return True
         pairs = zip((here, *held.values()), self._addresses, strict=True)
@@ -196,10 +217,15 @@ class Lane:
 
     def _is_unwritten(self, at: slice) -> bool:
         """Tell whether what the stages rest on is as it was read."""
-        if self._table is not None and self._table.sees_writes:
-            return self._table.holds(at.start, at.stop - at.start)
-        pairs = zip(self._watched, self._versions, strict=True)
-        return all(list(map(_VERSION, t[at])) == noted[at] for (_, t), noted in pairs)
+        table = self._table
+        if table is not None and not table.holds(at.start, at.stop - at.start):
+            return False
+        sees_scales = table is not None and table.sees_writes
+        return all(
+            (sees_scales and key == "scale")
+            or list(map(_VERSION, tensors[at])) == noted[at]
+            for (key, tensors), noted in zip(self._watched, self._versions, strict=True)
+        )
 
     @property
     def _watched(self) -> list[tuple[str, Sequence[Tensor]]]:
@@ -245,6 +271,7 @@ class Lane:
                     row,
                     Candidate(
                         param,
+                        now.grads[at],
                         self.group,
                         now.entries[at],
                         self._presets[row],
@@ -262,14 +289,15 @@ class Lane:
         """
         usual = Coefficients.of(self.group)
         special = self._special(findings)
-        if self._table is not None:
-            self._run_table(now, self._others | special, usual)
-        for call in self._calls(now, self._others - special, usual):
-            call.run()
+        # First what can fail for want of memory.
         if special:
             for call in self._special_calls(now, findings, usual):
                 call.run()
             self._commit(now, findings)
+        for call in self._calls(now, self._others - special, usual):
+            call.run()
+        if self._table is not None:
+            self._run_table(self._table, now, self._others | special, usual)
 
     def ordinary_calls(self, now: Now) -> list[Call]:
         """Return the calls of a step in which nothing begins or measures.
@@ -288,8 +316,10 @@ class Lane:
         found = {row for row, finding in findings.items() if finding is not None}
         return found | {i for i in self._unsettled if self._stages[i] == WAITING}
 
-    def _run_table(self, now: Now, left_out: set[int], usual: Coefficients) -> None:
-        assert self._table is not None
+    @staticmethod
+    def _run_table(
+        table: Table, now: Now, left_out: set[int], usual: Coefficients
+    ) -> None:
         momenta = now.held.get("momentum_buffer", ())
         there = [g for g in now.grads if g is not None]
         if left_out or len(there) < len(now.grads):
@@ -302,7 +332,7 @@ class Lane:
             addresses = _addresses(there)
             written = [*now.here, *momenta]
         if written:
-            self._table.run(addresses, usual, now.rows.start)
+            table.run(addresses, usual, now.rows.start)
             # What autograd saved of the parameters is no longer what they are.
             increment_version(written)
 
@@ -395,8 +425,8 @@ class Lane:
         tensors = [entry[key] for entry in entries]
         return list(map(local_entries, tensors)) if self._is_distributed else tensors
 
-    def _grads(self, params: Sequence[Tensor]) -> list[Tensor | None]:
-        return list(map(local_grad if self._is_distributed else _GRAD, params))
+    def _grads(self, params: Sequence[Tensor], grads: Gradients) -> list[Tensor | None]:
+        return list(map(grads.of if self._is_distributed else _GRAD, params))
 
 
 # What of its state a block is updated with.
@@ -444,7 +474,7 @@ def _guard_of(tensors: Sequence[Tensor]) -> Any:  # noqa: ANN401
         from torch._C._dynamo.guards import TensorGuards
     except ImportError:
         return None
-    if not all(type(t) in (Tensor, torch.nn.Parameter) for t in tensors):
+    if not all(map(state.is_in_memory, tensors)):
         return None
     return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
 

@@ -16,7 +16,7 @@ from saiopt.scaling import Scaling, rule_of
 from . import options
 from .binding import Binding, Taken
 from .calibration import held_largest
-from .lane import Call
+from .lane import Call, Gradients
 from .state_dict import A_CALLABLE, check_loaded, fill_in, keep, unwrap
 
 StateDtype: TypeAlias = "torch.dtype | Literal['float32', 'bfloat16', 'int8', 'int4']"
@@ -249,7 +249,7 @@ class SGDSaI(Optimizer):
         Raises:
             ValueError: a parameter's scales differ within it.
         """
-        self._bind({param for param, scale in scales.items() if scale > 0})
+        self._bind(Gradients(), {p for p, scale in scales.items() if scale > 0})
         for param in scales:
             if "num_measured" in self.state.get(param, {}):
                 raise ValueError(
@@ -273,31 +273,34 @@ class SGDSaI(Optimizer):
         self._shapes = {p.shape for g in self.param_groups for p in g["params"]}
         self._binding = None
 
-    def _bind(self, also: Collection[Tensor] = ()) -> Binding:
+    def _bind(self, grads: Gradients, also: Collection[Tensor] = ()) -> Binding:
         """Check everything, and give every parameter that may train its state."""
         # A step that fails here must not find the old binding again.
         self._binding = None
-        self._binding = Binding(self.param_groups, self.state, self._shapes, also)
+        self._binding = Binding(
+            self.param_groups, self.state, self._shapes, grads, also
+        )
         return self._binding
 
     def _take(self) -> tuple[Binding, Taken]:
-        binding = self._binding
-        taken = binding and binding.take(self.param_groups, self.state)
+        binding, grads = self._binding, Gradients()
+        taken = binding and binding.take(self.param_groups, self.state, grads)
         if binding is None or taken is None:
-            binding = self._bind()
-            taken = binding.take(self.param_groups, self.state)
+            binding = self._bind(grads)
+            taken = binding.take(self.param_groups, self.state, grads)
         return binding, _given(taken)
 
     def _take_one(self, param: Tensor) -> tuple[Binding, Taken]:
-        binding = self._binding
-        taken = binding and binding.take_one(self.param_groups, self.state, param)
+        binding, grads = self._binding, Gradients()
+        groups, states = self.param_groups, self.state
+        taken = binding and binding.take_one(groups, states, grads, param)
         if binding is None or taken is None:
-            if not any(param is p for g in self.param_groups for p in g["params"]):
+            if not any(param is p for g in groups for p in g["params"]):
                 raise ValueError("p must be a parameter of this optimizer, got another")
-            binding = self._bind()
+            binding = self._bind(grads)
             if not binding.has(param):
                 return binding, []
-            taken = binding.take_one(self.param_groups, self.state, param)
+            taken = binding.take_one(groups, states, grads, param)
         return binding, _given(taken)
 
     # Everything that depends on the host, and reads the device while blocks wait, is

@@ -249,6 +249,18 @@ def is_concrete(tensor: Tensor) -> bool:
     return not kinds & _ABSTRACT
 
 
+def is_in_memory(tensor: Tensor) -> bool:
+    """Tell whether a tensor has an address of its own.
+
+    Args:
+        tensor: any tensor.
+
+    Returns:
+        False for abstract tensors, and for subclasses that are made of others.
+    """
+    return type(tensor) in (Tensor, torch.nn.Parameter) and is_concrete(tensor)
+
+
 # By name: importing the classes takes longer than all of this package.
 _ABSTRACT = {"FakeTensor", "FakeTensorMode", "ProxyTorchDispatchMode"}
 
@@ -322,7 +334,7 @@ def lacks_memory(tensor: Tensor) -> str:
         The end of a sentence, or "".
     """
     local = local_entries(tensor)
-    if local.numel() == 0 or local._is_zerotensor() or not is_concrete(local):
+    if local.numel() == 0 or local._is_zerotensor() or not is_in_memory(local):
         return ""
     pairs = zip(local.shape, local.stride(), strict=True)
     last = local.storage_offset() + sum((n - 1) * step for n, step in pairs)

@@ -108,6 +108,7 @@ class Table:
         rows = [_Row() if b is None else self._row(b) for b in blocks]
         self._rows = (_Row * len(rows))(*rows)
         self._numels = [0 if b is None else b.param.numel() for b in blocks]
+        self._address = ctypes.addressof(self._rows)
         self._kernel = _loaded()
 
     def holds(self, first: int, count: int) -> bool:
@@ -120,7 +121,7 @@ class Table:
         Returns:
             Whether they are what they were.
         """
-        return bool(self._kernel.saiopt_holds(self._from(first), ctypes.c_int64(count)))
+        return bool(self._kernel.saiopt_holds(self._from(first), count))
 
     def expect(self, rows: Iterable[int]) -> None:
         """Take the scales of some blocks as they are now for what they should be.
@@ -157,15 +158,15 @@ class Table:
         entries = sum(self._numels[first : first + len(grads)])
         self._kernel.saiopt_update(
             self._from(first),
-            ctypes.c_void_p(addresses.buffer_info()[0]),
-            ctypes.c_int64(len(grads)),
-            ctypes.byref(_rule(coefficients)),
+            addresses.buffer_info()[0],
+            len(grads),
+            _rule(coefficients),
             min(torch.get_num_threads(), entries // _ENTRIES_PER_THREAD + 1),
-            int(advances),
+            advances,
         )
 
-    def _from(self, first: int) -> object:
-        return ctypes.byref(self._rows, first * ctypes.sizeof(_Row))
+    def _from(self, first: int) -> int:
+        return self._address + first * ctypes.sizeof(_Row)
 
     def _row(self, block: Block) -> _Row:
         rows, cols = block.shape
@@ -288,6 +289,11 @@ def _loaded() -> ctypes.CDLL:
     kernel = library.load()
     if isinstance(kernel, str):
         raise RuntimeError(f"the fused execution is not available: {kernel}")
+    address, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    rule = ctypes.POINTER(_Rule)
+    kernel.saiopt_holds.argtypes = (address, count)
+    kernel.saiopt_update.argtypes = (address, address, count, rule, number, number)
+    kernel.saiopt_update.restype = None
     return kernel
 
 
