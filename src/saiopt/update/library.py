@@ -8,17 +8,18 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-_SOURCE = Path(__file__).with_name("kernel.c")
-_HEADER = Path(__file__).with_name("storage.h")
+# Beside this file; those that end in .c are compiled.
+SOURCES = ("kernel.c", "storage.h")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=off")
 _TIMEOUT_SECONDS = 120
 
@@ -30,52 +31,74 @@ def load() -> ctypes.CDLL | str:
     The first call on a machine compiles it, about a second, and leaves the library
     under ``$XDG_CACHE_HOME/saiopt`` (``~/.cache/saiopt``); where that cannot be written
     every process compiles its own and leaves nothing behind. Its name tells the source,
-    the compiler, the flags and the processor apart, so that a home directory may be
+    the compilers, the flags and the processor apart, so that a home directory may be
     shared between machines, and it appears there only when complete, so that processes
     may race.
+
+    Compilers are tried in the order ``$CC`` (words, as in ``ccache gcc``), ``cc``,
+    ``gcc`` and ``clang``, each with OpenMP and for this very processor first. A kernel
+    of a compiler without OpenMP runs in one thread.
 
     Returns:
         The library, or a sentence.
     """
     if sys.platform == "win32":
         return "the kernel is not built on Windows"
-    compiler = _compiler()
-    if compiler is None:
-        return "there is no C compiler (none of $CC, cc, gcc and clang)"
     try:
         with _directory() as directory:
-            return ctypes.CDLL(str(_built(compiler, directory)))
-    except subprocess.CalledProcessError as error:
-        lines = error.stderr.strip().splitlines() or ["no message"]
-        return f"{compiler} failed: {lines[-1]}"
-    except (OSError, subprocess.TimeoutExpired) as error:
+            return _kept_or_built(directory)
+    except OSError as error:
         return f"the kernel cannot be built or loaded: {error}"
 
 
-def _compiler() -> str | None:
+def _kept_or_built(directory: Path) -> ctypes.CDLL | str:
+    commands = _commands()
+    name = f"kernel-{_kind()}-{_digest(repr(commands).encode())}.so"
+    target = directory / name
+    return ctypes.CDLL(str(target)) if target.exists() else _built(commands, target)
+
+
+def _kind() -> str:
+    """Return what a library must be made for."""
+    sources = b"".join(_path(name).read_bytes() for name in SOURCES)
+    place = (_flag_sets(), platform.machine(), _processor())
+    return _digest(sources + repr(place).encode())
+
+
+def _path(source: str) -> Path:
+    return Path(__file__).with_name(source)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:20]
+
+
+def _commands() -> list[list[str]]:
+    """Return the compilers that there are, each as the words that start it."""
     names = (os.environ.get("CC", ""), "cc", "gcc", "clang")
-    return next((path for name in names if (path := shutil.which(name))), None)
+    return [command for name in names if (command := _command(name))]
 
 
-def _built(compiler: str, directory: Path) -> Path:
-    """Return the path of the library, compiled if it is not there yet."""
-    native = _processor()
+def _command(name: str) -> list[str]:
+    try:
+        # A path may have spaces, though it is then no list of words.
+        words = [name] if shutil.which(name) else shlex.split(name)
+    except ValueError:  # A quotation without an end.
+        words = name.split()
+    program = shutil.which(words[0]) if words else None
+    return [program, *words[1:]] if program else []
+
+
+def _flag_sets() -> list[list[str]]:
+    """Return the flags to try, those of the fastest kernel first."""
+    one_thread = [flag for flag in FLAGS if flag != "-fopenmp"]
     # A library for this processor alone may only be kept under this processor's name.
-    flags = [*FLAGS, "-march=native"] if native else [*FLAGS]
-    flags += _torch_threads()
-    kind = "\n".join((compiler, *flags, platform.machine(), native))
-    source = _SOURCE.read_bytes() + _HEADER.read_bytes()
-    digest = hashlib.sha256(source + kind.encode()).hexdigest()[:20]
-    target = directory / f"kernel-{digest}.so"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            fresh = Path(scratch) / target.name
-            try:
-                _compile(compiler, flags, fresh)
-            except subprocess.CalledProcessError:
-                _compile(compiler, [*FLAGS, *_torch_threads()], fresh)
-            fresh.replace(target)
-    return target
+    native = [["-march=native"], []] if _processor() else [[]]
+    return [
+        [*flags, *machine]
+        for flags in ([*FLAGS, *_torch_threads()], one_thread)
+        for machine in native
+    ]
 
 
 def _torch_threads() -> list[str]:
@@ -92,24 +115,63 @@ def _torch_threads() -> list[str]:
     ]
 
 
-def _compile(compiler: str, flags: list[str], output: Path) -> None:
+def _processor() -> str:
+    """Return what the processor can do, "" where the system does not say it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    named = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(named)))
+
+
+def _built(commands: Sequence[list[str]], target: Path) -> ctypes.CDLL | str:
+    """Return what the first compiler that can has built, or what each of them said."""
+    said = []
+    for command in commands:
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            fresh = Path(scratch) / target.name
+            try:
+                _compile(command, fresh)
+                library = ctypes.CDLL(str(fresh))
+            except (OSError, subprocess.SubprocessError) as error:
+                said.append(f"{' '.join(command)} failed: {_message(error)}")
+            else:
+                fresh.replace(target)
+                return ctypes.CDLL(str(target), handle=library._handle)
+    return "; ".join(said) or "there is no C compiler (none of $CC, cc, gcc and clang)"
+
+
+def _compile(command: list[str], output: Path) -> None:
+    *better, plainest = _flag_sets()
+    for flags in better:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            _run(command, flags, output)
+            return
+    _run(command, plainest, output)
+
+
+def _run(command: list[str], flags: list[str], output: Path) -> None:
+    sources = [str(_path(name)) for name in SOURCES if name.endswith(".c")]
     subprocess.run(
-        [compiler, str(_SOURCE), *flags, "-o", str(output), "-lm"],
+        [*command, *sources, *flags, "-o", str(output), "-lm"],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
+        errors="replace",
         check=True,
         timeout=_TIMEOUT_SECONDS,
     )
 
 
-def _processor() -> str:
-    """Return what the processor can do, "" where the system does not say it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    named = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(named)))
+def _message(error: Exception) -> str:
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"it took more than {_TIMEOUT_SECONDS} seconds"
+    if not isinstance(error, subprocess.CalledProcessError):
+        return str(error)
+    lines = error.stderr.strip().splitlines() or ["no message"]
+    # The last line of many compilers only counts the errors.
+    return next((line for line in lines if "error:" in line), lines[-1])[:200]
 
 
 @contextlib.contextmanager
