@@ -1,4 +1,4 @@
-"""Building kernel.c with the machine's C compiler, and loading it."""
+"""Building kernel.c with the machine's C compiler, keeping it, and loading it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,18 +24,24 @@ import torch
 SOURCES = ("kernel.c", "storage.h")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=off")
 _TIMEOUT_SECONDS = 120
+# Well above what one compiler may take, however far two machines' clocks are apart.
+_STALE_SECONDS = 3600
+_DESCRIPTORS = "/proc/self/fd"
 
 
 @functools.cache
 def load() -> ctypes.CDLL | str:
     """Return the compiled kernel, or the reason why there is none.
 
-    The first call on a machine compiles it, about a second, and leaves the library
-    under ``$XDG_CACHE_HOME/saiopt`` (``~/.cache/saiopt``); where that cannot be written
-    every process compiles its own and leaves nothing behind. Its name tells the source,
-    the compilers, the flags and the processor apart, so that a home directory may be
-    shared between machines, and it appears there only when complete, so that processes
-    may race.
+    The first process on a machine compiles it, a few seconds while the others wait, and
+    leaves it in ``$XDG_CACHE_HOME/saiopt`` (``~/.cache/saiopt``). Its name there tells
+    the source, the compilers, the flags and the processor apart, so that a home
+    directory may be shared between machines, and has the digest of its bytes: what a
+    crash or a full disk left of a file is not loaded but made anew.
+
+    Only this user may own that directory and write to it, and it is no link. Where it
+    is otherwise, or cannot be written, every process compiles its own library in a
+    private temporary folder and leaves nothing behind.
 
     Compilers are tried in the order ``$CC`` (words, as in ``ccache gcc``), ``cc``,
     ``gcc`` and ``clang``, each with OpenMP and for this very processor first. A kernel
@@ -45,17 +53,21 @@ def load() -> ctypes.CDLL | str:
     if sys.platform == "win32":
         return "the kernel is not built on Windows"
     try:
-        with _directory() as directory:
-            return _kept_or_built(directory)
+        with _cache() as cache:
+            return _cached_or_built(cache)
     except OSError as error:
         return f"the kernel cannot be built or loaded: {error}"
 
 
-def _kept_or_built(directory: Path) -> ctypes.CDLL | str:
+def _cached_or_built(cache: Path | None) -> ctypes.CDLL | str:
     commands = _commands()
-    name = f"kernel-{_kind()}-{_digest(repr(commands).encode())}.so"
-    target = directory / name
-    return ctypes.CDLL(str(target)) if target.exists() else _built(commands, target)
+    prefix = f"kernel-{_kind()}-{_digest(repr(commands).encode())}"
+    kernel = _cached(cache, prefix)
+    if kernel is None:
+        with _alone(cache):
+            # Who had to wait finds it now.
+            kernel = _cached(cache, prefix) or _built(commands, cache, prefix)
+    return kernel
 
 
 def _kind() -> str:
@@ -125,20 +137,21 @@ def _processor() -> str:
     return "\n".join(dict.fromkeys(line for line in lines if line.startswith(named)))
 
 
-def _built(commands: Sequence[list[str]], target: Path) -> ctypes.CDLL | str:
+def _built(
+    commands: Sequence[list[str]], cache: Path | None, prefix: str
+) -> ctypes.CDLL | str:
     """Return what the first compiler that can has built, or what each of them said."""
+    _remove_stale(Path(tempfile.gettempdir()), "saiopt-kernel-")
     said = []
     for command in commands:
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            fresh = Path(scratch) / target.name
+        with tempfile.TemporaryDirectory(prefix="saiopt-kernel-") as scratch:
+            fresh = Path(scratch) / "kernel.so"
             try:
                 _compile(command, fresh)
-                library = ctypes.CDLL(str(fresh))
+                _keep(fresh, cache, prefix)
+                return _cached(cache, prefix) or ctypes.CDLL(str(fresh))
             except (OSError, subprocess.SubprocessError) as error:
                 said.append(f"{' '.join(command)} failed: {_message(error)}")
-            else:
-                fresh.replace(target)
-                return ctypes.CDLL(str(target), handle=library._handle)
     return "; ".join(said) or "there is no C compiler (none of $CC, cc, gcc and clang)"
 
 
@@ -175,23 +188,153 @@ def _message(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _directory() -> Iterator[Path]:
-    """Yield a directory that only this user writes to, perhaps for a moment only."""
-    cache = _cache_directory()
-    if cache is not None:
-        yield cache
+def _cache() -> Iterator[Path | None]:
+    """Yield the cache, None where there is none that only this user writes to.
+
+    Where the system has paths that lead through a descriptor it is such a path, so that
+    nobody can put another directory in its place between a check and a use.
+    """
+    opened = _open_cache()
+    if opened is None:
+        yield None
         return
-    with tempfile.TemporaryDirectory(prefix="saiopt-") as moment:
-        yield Path(moment)
+    directory, descriptor = opened
+    try:
+        if _is_ours(os.fstat(descriptor)):
+            pinned = Path(f"{_DESCRIPTORS}/{descriptor}")
+            cache = pinned if pinned.is_dir() else directory
+            _remove_stale(cache, "tmp")
+            yield cache
+        else:
+            yield None
+    finally:
+        os.close(descriptor)
 
 
-def _cache_directory() -> Path | None:
+def _open_cache() -> tuple[Path, int] | None:
+    """Return the cache directory, created if need be, and a descriptor of it."""
     try:
         # RuntimeError: a user without a home, as in some containers.
         root = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
         directory = Path(root) / "saiopt"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            return directory
+        # A link is refused: others may own what it leads through.
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+        return directory, os.open(directory, flags)
     except (OSError, RuntimeError):
         return None
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    """Tell whether nobody else may write to what has this status."""
+    shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return status.st_uid == os.geteuid() and not shared
+
+
+@contextlib.contextmanager
+def _alone(cache: Path | None) -> Iterator[None]:
+    """Let one process at a time build what the cache lacks.
+
+    Where nothing can be kept for others, nobody waits. Without the lock the processes
+    only build the same library several times.
+    """
+    if cache is None or not os.access(cache, os.W_OK):
+        yield
+        return
+    # The directory is its own lock. The system frees it when a process is killed.
+    descriptor = os.open(cache, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    """Wait for a lock, but not for ever, and not where there are no locks."""
+    # Windows has no such module.
+    import fcntl
+
+    deadline = time.monotonic() + _TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        except OSError:
+            return
+        else:
+            return
+
+
+def _cached(cache: Path | None, prefix: str) -> ctypes.CDLL | None:
+    """Return a library that was kept under this name, if it is whole and loads."""
+    for path in _kept(cache, prefix):
+        # One that another machine has left may lack something here.
+        with contextlib.suppress(OSError):
+            if _is_whole(path):
+                # The descriptor's path means nothing to a reader.
+                handle = ctypes.CDLL(str(path))._handle
+                return ctypes.CDLL(str(path.resolve()), handle=handle)
+    return None
+
+
+def _kept(cache: Path | None, prefix: str) -> list[Path]:
+    return sorted(cache.glob(f"{prefix}-*.so")) if cache else []
+
+
+def _is_whole(path: Path) -> bool:
+    """Tell whether a file is ours and has the bytes that its name tells."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or not _is_ours(status):
+        return False
+    return path.stem.rpartition("-")[2] == _digest(path.read_bytes())
+
+
+def _keep(fresh: Path, cache: Path | None, prefix: str) -> None:
+    """Put a library into the cache, all of it or nothing."""
+    if cache is None:
+        return
+    content = fresh.read_bytes()
+    # On a full disk, or one that cannot be written, this process goes on without.
+    with contextlib.suppress(OSError):
+        for path in _kept(cache, prefix):
+            if not _is_whole(path):
+                _remove(path)
+        _write(content, cache / f"{prefix}-{_digest(content)}.so")
+
+
+def _write(content: bytes, path: Path) -> None:
+    """Write a file that after a crash of the machine is there whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        fresh = Path(scratch) / path.name
+        fresh.touch(mode=0o600)  # The user's mask may let the group write.
+        fresh.write_bytes(content)
+        _sync(fresh)
+        fresh.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_stale(directory: Path, prefix: str) -> None:
+    """Remove what killed processes have left under a name of tempfile's."""
+    for path in directory.glob(f"{prefix}????????"):
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+            age = time.time() - status.st_mtime
+            if age > _STALE_SECONDS and status.st_uid == os.geteuid():
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
