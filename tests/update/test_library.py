@@ -491,7 +491,7 @@ def test_messages_that_are_not_utf_8_are_told(place):
 
 ODD_PROCESSOR = """
 def read_text(path, encoding="utf-8", errors="strict"):
-    return b"model name: caf\\xe9".decode(encoding, errors)
+    return b"model name: \\xff".decode(encoding, errors)
 library.Path.read_text = read_text
 """
 
@@ -580,7 +580,7 @@ def test_what_each_compiler_said_is_told_shortly(place):
 
 def test_processes_wait_for_the_one_that_compiles(place):
     script(place.compiler, "sleep 2\n" + place.copying())
-    processes = [start(LOAD, **place.environment()) for _ in range(3)]
+    processes = [start(LOAD, **place.environment()) for _ in range(2)]
     for process in processes:
         assert str(place.cache) in output(process)
     assert len(place.starts()) == 1
@@ -595,7 +595,8 @@ def wait_for(path):
 
 
 def test_a_killed_process_leaves_no_lock_and_nothing_in_the_cache(place):
-    sleeping = script(place.folder / "sleeping", f"echo $$ > {place.log}\nsleep 60\n")
+    never_done = f"echo $$ > {place.log}\nexec sleep 60\n"
+    sleeping = script(place.folder / "sleeping", never_done)
     with start(LOAD, **place.environment(CC=str(sleeping))) as process:
         wait_for(place.log)
         process.kill()
@@ -673,3 +674,38 @@ def test_what_killed_compilers_left_in_the_temporary_folder_is_removed(place):
         "saiopt-kernel-12345678",
         "saiopt-runs",
     }
+
+
+FORBIDDEN = "no kernel is in the cache and SAIOPT_COMPILE=0 forbids to build one"
+
+
+def test_compiling_can_be_forbidden(place):
+    assert place.load(SAIOPT_COMPILE="0") == FORBIDDEN
+    assert place.starts() == []
+    assert str(place.cache) in place.load(SAIOPT_COMPILE="1")
+
+
+@pytest.mark.parametrize("compiles", ["0", "1"])
+@pytest.mark.parametrize("compiler", ["the same", "another", "none"])
+def test_a_library_that_is_there_needs_no_compiler(place, compiles, compiler):
+    place.load()
+    failing = script(place.folder / "failing", "exit 1\n")
+    changes = {"another": {"CC": str(failing)}, "none": {"CC": ""}}
+    loaded = place.load(SAIOPT_COMPILE=compiles, **changes.get(compiler, {}))
+    assert str(place.cache) in loaded
+    assert len(place.starts()) == 1
+
+
+def test_a_damaged_library_is_not_loaded_where_compiling_is_forbidden(place):
+    place.load()
+    os.truncate(place.kept(), place.kept().stat().st_size // 2)
+    assert place.load(SAIOPT_COMPILE="0") == FORBIDDEN
+    assert len(place.starts()) == 1
+
+
+@pytest.mark.parametrize("value", ["", "2", "no", "01", "true"])
+def test_other_values_of_the_switch_are_refused(place, value):
+    assert place.load(SAIOPT_COMPILE=value) == (
+        f"there is no kernel (SAIOPT_COMPILE must be 0 or 1, got {value!r})"
+    )
+    assert place.starts() == []

@@ -47,27 +47,37 @@ def load() -> ctypes.CDLL | str:
     ``gcc`` and ``clang``, each with OpenMP and for this very processor first. A kernel
     of a compiler without OpenMP runs in one thread.
 
+    ``SAIOPT_COMPILE=0`` forbids to start a compiler; a library that is in the cache
+    already, whichever compiler's, is loaded nevertheless.
+
     Returns:
         The library, or a sentence.
     """
     if sys.platform == "win32":
         return "the kernel is not built on Windows"
+    compiles = os.environ.get("SAIOPT_COMPILE", "1")
+    if compiles not in {"0", "1"}:
+        return f"there is no kernel (SAIOPT_COMPILE must be 0 or 1, got {compiles!r})"
     try:
         with _cache() as cache:
-            return _cached_or_built(cache)
+            return _cached_or_built(cache, compiles=compiles == "1")
     except OSError as error:
         return f"the kernel cannot be built or loaded: {error}"
 
 
-def _cached_or_built(cache: Path | None) -> ctypes.CDLL | str:
+def _cached_or_built(cache: Path | None, *, compiles: bool) -> ctypes.CDLL | str:
     commands = _commands()
-    prefix = f"kernel-{_kind()}-{_digest(repr(commands).encode())}"
+    kind = f"kernel-{_kind()}"
+    prefix = f"{kind}-{_digest(repr(commands).encode())}"
     kernel = _cached(cache, prefix)
-    if kernel is None:
+    if kernel is None and compiles:
         with _alone(cache):
             # Who had to wait finds it now.
             kernel = _cached(cache, prefix) or _built(commands, cache, prefix)
-    return kernel
+    elif kernel is None:
+        kernel = "no kernel is in the cache and SAIOPT_COMPILE=0 forbids to build one"
+    # Another compiler's is better than none.
+    return (_cached(cache, kind) or kernel) if isinstance(kernel, str) else kernel
 
 
 def _kind() -> str:
