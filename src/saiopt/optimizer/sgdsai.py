@@ -200,9 +200,10 @@ class SGDSaI(Optimizer):
         """
         del group, i
         binding, taken = self._take_one(p)
-        for lane, _ in taken:
-            if rule_of(lane.group["scaling"]).needs_all_blocks:
-                raise ValueError("scaling must not be 'gsnr_max' in step_parameter")
+        if binding.needs_all_blocks:
+            for lane, _ in taken:
+                if rule_of(lane.group["scaling"]).needs_all_blocks:
+                    raise ValueError("scaling must not be 'gsnr_max' in step_parameter")
         binding.step(taken)
 
     def state_dict(self) -> StateDict:
