@@ -117,6 +117,7 @@ class Lane:
     ) -> None:
         self.group = group
         self._keys, self._execution = keys, execution
+        self._direction = rule_of(group["scaling"]).direction
         self._stages = [stage for stage, _ in stages]
         self._presets = [preset for _, preset in stages]
         self._waited = [False] * len(params)
@@ -162,7 +163,7 @@ class Lane:
         self._table: Table | None = None
         self._others = set(now.rows)
         kernel = None if self._execution is None else self._execution.kernel
-        if kernel is None or rule_of(self.group["scaling"]).direction is not None:
+        if kernel is None or self._direction is not None:
             return
         blocks = [None if i in self._unready else self._block(now, i) for i in now.rows]
         known = [b if b is not None and kernel.knows(b) else None for b in blocks]
@@ -287,7 +288,7 @@ class Lane:
             now: their tensors.
             findings: by row, what was found of each candidate.
         """
-        usual = Coefficients.of(self.group)
+        usual = self._coefficients()
         special = self._special(findings)
         # First what can fail for want of memory.
         if special:
@@ -309,7 +310,7 @@ class Lane:
             Calls for a compiler to trace.
         """
         rows = set(now.rows) - self._special({})
-        return self._calls(now, rows, Coefficients.of(self.group))
+        return self._calls(now, rows, self._coefficients())
 
     def _special(self, findings: Mapping[int, Finding | None]) -> set[int]:
         """Return the rows that a step does something else to than to all."""
@@ -361,7 +362,7 @@ class Lane:
             calls = self._calls(
                 self._with_new_values(now, findings),
                 rows,
-                Coefficients.of(self.group, starting=starts),
+                self._coefficients(starting=starts),
             )
             yield from calls
         waiting = self._special({}) - {r for r, f in findings.items() if f}
@@ -396,6 +397,9 @@ class Lane:
         if self._table is not None:
             self._table.expect(findings)
         self._settle()
+
+    def _coefficients(self, *, starting: bool = False) -> Coefficients:
+        return Coefficients.of(self.group, self._direction, starting=starting)
 
     def _settle(self) -> None:
         self._unsettled = [i for i, s in enumerate(self._stages) if s != RUNNING]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from saiopt.scaling import matrix_shape, rule_of
+from saiopt.scaling import matrix_shape
 
 
 class Block(NamedTuple):
@@ -79,11 +79,18 @@ class Coefficients(NamedTuple):
     direction: Direction | None = None
 
     @classmethod
-    def of(cls, group: Mapping[str, Any], *, starting: bool = False) -> Coefficients:
+    def of(
+        cls,
+        group: Mapping[str, Any],
+        direction: Direction | None = None,
+        *,
+        starting: bool = False,
+    ) -> Coefficients:
         """Read the numbers of a param group.
 
         Args:
             group: the param group.
+            direction: of its scaling rule.
             starting: whether the blocks take their first step. Then the moving average
                 has weight 1: m = g.
 
@@ -95,7 +102,7 @@ class Coefficients(NamedTuple):
             momentum=0.0 if starting else float(group["momentum"]),
             weight_decay=float(group["weight_decay"]),
             maximize=group["maximize"],
-            direction=rule_of(group["scaling"]).direction,
+            direction=direction,
         )
 
     @property
