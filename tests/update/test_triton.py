@@ -1,13 +1,16 @@
 import os
 import subprocess
 import sys
+import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from executions import OPTIONS, assert_equal_blocks, copy_of, make_block
 
-from saiopt import SGDSaI
-from saiopt.update import Coefficients, reference
+from saiopt import SGDSaI, step_in_backward
+from saiopt.update import Coefficients, Execution, advance, reference
+from saiopt.update.choice import Kernel, choose
 
 pytest.importorskip("triton")
 from saiopt.update import triton
@@ -36,19 +39,45 @@ def assert_all_equal(blocks, expected, *, spacings=1):
 
 
 class Launches:
-    """Stands before the kernel and counts its launches and programs."""
+    """Stands before the kernel and notes its launches."""
 
     def __init__(self, kernel):
-        self.kernel, self.programs = kernel, []
+        self.kernel, self.programs, self.options = kernel, [], []
 
     def __getitem__(self, grid):
-        self.programs.append(grid[0])
-        return self.kernel[grid]
+        def launch(*args, **options):
+            self.programs.append(grid[0])
+            self.options.append(options)
+            self.kernel[grid](*args, **options)
+
+        return launch
+
+    def layouts(self):
+        return [options["LAYOUT"] for options in self.options]
 
 
-def test_blocks_of_a_kind_share_a_launch(monkeypatch):
+@pytest.fixture
+def launches(monkeypatch):
     launches = Launches(triton.update_kernel)
     monkeypatch.setattr(triton, "update_kernel", launches)
+    return launches
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    """Weak references to all tables that are made on a device."""
+    made = []
+
+    class Noted(triton._DeviceTable):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr(triton, "_DeviceTable", Noted)
+    return made
+
+
+def test_blocks_of_a_kind_share_a_launch(launches):
     blocks, _ = blocks_and_expected()
     many = [copy_of(blocks[0]._replace(grad=blocks[0].grad + i)) for i in range(9)]
     triton.update([*many, blocks[0]], OPTIONS["plain"])
@@ -67,14 +96,441 @@ def test_several_steps_with_old_and_new_gradients_equal_the_reference():
     assert_all_equal(blocks, expected, spacings=4)
 
 
-def test_a_table_is_kept_while_the_addresses_stay():
+# Layouts
+
+
+def laid_out(block, lay_out, keys=("param", "grad", "momentum_buffer")):
+    """A block whose tensors of the parameter's shape lie otherwise."""
+    coded = block.momentum_scale is not None
+    held = {
+        key: getattr(block, key)
+        for key in keys
+        if getattr(block, key) is not None and not (coded and key == "momentum_buffer")
+    }
+    block = block._replace(**{key: lay_out(tensor) for key, tensor in held.items()})
+    return block._replace(param=torch.nn.Parameter(block.param, requires_grad=False))
+
+
+def channels_last(tensor):
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def transposed(tensor):
+    return tensor.t().contiguous().t()
+
+
+def with_gaps(tensor):
+    return torch.stack([tensor, tensor], dim=-1)[..., 0]
+
+
+def blocks_of_every_layout(dtype, state_dtype, stochastic):
+    """Blocks that the kernel knows, by what is special about them."""
+
+    def made(*shape):
+        return make_block(shape, dtype, state_dtype, stochastic, device=DEVICE)
+
+    row_scale, column_scale = (torch.rand(n, device=DEVICE) + 0.5 for n in (44, 96))
+    repeated = made(48, 96)
+    return {
+        "whole groups": made(140, 64),
+        "odd rows": made(65, 77),
+        "a vector": made(130),
+        "nothing": None,
+        "channels last": laid_out(made(40, 32, 3, 3), channels_last),
+        "odd channels last": laid_out(made(40, 7, 5, 3), channels_last),
+        "only the parameter": laid_out(made(40, 7, 5, 3), channels_last, ["param"]),
+        "only the gradient": laid_out(made(44, 8, 4, 3), channels_last, ["grad"]),
+        "transposed": laid_out(made(66, 64), transposed),
+        "gaps": laid_out(made(48, 96), with_gaps),
+        "one row for all": repeated._replace(grad=repeated.grad[:1].expand(48, 96)),
+        "a part": made(48, 96)._replace(start=5 * 200 + 32, pitch=200),
+        "fine": made(44, 96)._replace(row_scale=row_scale, column_scale=column_scale),
+        "fine rows": laid_out(made(44, 8, 4, 3), channels_last)._replace(
+            row_scale=row_scale
+        ),
+        "fine columns": laid_out(made(44, 8, 4, 3), channels_last)._replace(
+            column_scale=column_scale
+        ),
+    }
+
+
+def test_tensors_that_lie_alike_share_the_launch_of_plain_ones(launches):
+    plain = make_block((40, 32, 3, 3), torch.bfloat16, None, False, device=DEVICE)
+    matrix = make_block((64, 64), torch.bfloat16, None, False, device=DEVICE)
+    blocks = [
+        plain,
+        laid_out(plain, channels_last),
+        laid_out(matrix, transposed),
+        laid_out(plain, lambda t: t.transpose(0, 2).contiguous().transpose(0, 2)),
+    ]
+    triton.update(blocks, OPTIONS["plain"])
+    assert launches.layouts() == ["run"]
+
+
+IN_ORDER = {
+    "whole groups": "run",
+    "odd rows": "run",
+    "a vector": "run",
+    "a part": "rows",
+    "fine": "rows",
+}
+IN_OTHER_ORDERS = {
+    "channels last": "reordered",
+    "odd channels last": "reordered",
+    "only the parameter": "gathered",
+    "only the gradient": "gathered",
+    "transposed": "gathered",
+    "gaps": "gathered",
+    "one row for all": "gathered",
+    "fine rows": "reordered",
+    "fine columns": "reordered",
+}
+
+
+def test_what_lies_alike_row_by_row_is_updated_in_the_order_of_memory(launches):
+    blocks = blocks_of_every_layout(torch.bfloat16, None, None)
+    for name, layout in (IN_ORDER | IN_OTHER_ORDERS).items():
+        triton.update([blocks[name]], OPTIONS["plain"])
+        assert launches.layouts()[-1] == layout, name
+
+
+def test_what_has_codes_is_updated_in_their_order(launches):
+    blocks = blocks_of_every_layout(torch.bfloat16, "int8", None)
+    layouts = IN_ORDER | dict.fromkeys(IN_OTHER_ORDERS, "gathered")
+    for name, layout in layouts.items():
+        assert blocks[name].momentum_scale is not None or name == "a vector"
+        triton.update([blocks[name]], OPTIONS["plain"])
+        assert launches.layouts()[-1] == layout, name
+
+
+def with_every_other(tensor):
+    return torch.stack([tensor, tensor], dim=-1).flatten(-2)[..., ::2]
+
+
+STRANGE = {
+    "another dtype of the gradient": lambda b: b._replace(grad=b.grad.float()),
+    "a negated view": lambda b: b._replace(grad=torch._neg_view(b.grad)),
+    "no memory": lambda b: b._replace(
+        grad=torch._efficientzerotensor((64, 96), dtype=b.grad.dtype, device=DEVICE)
+    ),
+    "another device": lambda b: b._replace(scale=b.scale.to("meta")),
+    "codes with gaps": lambda b: b._replace(
+        momentum_buffer=with_every_other(b.momentum_buffer)
+    ),
+    "their scales": lambda b: b._replace(
+        momentum_scale=with_every_other(b.momentum_scale)
+    ),
+    "scales of rows": lambda b: b._replace(
+        row_scale=with_every_other(torch.ones(64, device=DEVICE))
+    ),
+    "scales of columns": lambda b: b._replace(
+        column_scale=with_every_other(torch.ones(96, device=DEVICE))
+    ),
+}
+
+
+@pytest.mark.parametrize("change", STRANGE.values(), ids=STRANGE)
+def test_what_the_kernel_cannot_reach_is_not_known(change):
+    block = make_block((64, 96), torch.bfloat16, "int8", None, device=DEVICE)
+    assert triton.knows(block)
+    assert not triton.knows(change(block))
+
+
+def test_rows_beyond_31_bits_are_left_to_the_reference():
+    # Never touched, so that it takes no memory of a CPU.
+    far = torch.empty(2**31 + 2, dtype=torch.bfloat16, device=DEVICE)
+    block = make_block((2, 2), torch.bfloat16, None, None, device=DEVICE)
+    for step, is_known in ((2**31 - 1, True), (2**31, False)):
+        grad = far.as_strided((2, 2), (1, step))
+        assert triton.knows(block._replace(grad=grad)) == is_known
+
+
+# Tables
+
+
+def addresses(blocks, rows):
+    return [
+        0 if b is None or i not in rows else b.grad.data_ptr()
+        for i, b in enumerate(blocks)
+    ]
+
+
+def with_new_grads(blocks):
+    """The same blocks whose gradients are others that lie as the old ones did."""
+    return [b and b._replace(grad=other_than(b.grad)) for b in blocks]
+
+
+def other_than(grad):
+    numel = grad.untyped_storage().nbytes() // grad.element_size()
+    entries = grad.as_strided((numel,), (1,), 0) * 0.5
+    return entries.as_strided(grad.shape, grad.stride(), grad.storage_offset())
+
+
+def after_step(blocks, options, rows):
+    """Copies of all blocks, some of them a step later."""
+    expected = [b and copy_of(b) for b in blocks]
+    moved = [expected[i] for i in rows if expected[i] is not None]
+    reference.update(moved, options)
+    advance(moved)
+    return expected
+
+
+def assert_stepped(blocks, expected, rows):
+    for i, (block, other) in enumerate(zip(blocks, expected, strict=True)):
+        if block is None:
+            continue
+        here = copy_of(block)
+        assert_equal_blocks(here, other)
+        for key in ("param", "momentum_buffer", "momentum_scale", "rounding_seed"):
+            held, was = getattr(here, key), getattr(other, key)
+            if was is not None and (i not in rows or key == "rounding_seed"):
+                assert torch.equal(held, was)
+
+
+STORED = [
+    (torch.float32, None, False),
+    (torch.float32, "none", False),
+    (torch.float32, "bfloat16", None),
+    (torch.bfloat16, None, None),
+    (torch.bfloat16, None, False),
+    (torch.bfloat16, "int8", None),
+    (torch.bfloat16, "int4", None),
+    (torch.float32, "int8", None),
+    (torch.float32, "int4", False),
+]
+
+
+@pytest.mark.parametrize(("dtype", "state_dtype", "stochastic"), STORED)
+def test_a_table_equals_the_reference_at_every_step(dtype, state_dtype, stochastic):
+    named = blocks_of_every_layout(dtype, state_dtype, stochastic)
+    blocks = list(named.values())
+    assert all(b is None or triton.knows(b) for b in blocks)
+    table = triton.Table(blocks)
+    everything = set(range(len(blocks)))
+    steps = [
+        ("starting", everything, False),
+        ("plain", everything, True),
+        ("plain", everything - {0, 4, 9}, False),
+        ("light", {1, 8}, True),
+        ("tensor-lr", everything, False),
+    ]
+    for name, rows, has_new_grads in steps:
+        if has_new_grads:
+            blocks = with_new_grads(blocks)
+        expected = after_step(blocks, OPTIONS[name], rows)
+        assert table.holds(0, len(blocks))
+        table.run(addresses(blocks, rows), OPTIONS[name])
+        assert_stepped(blocks, expected, rows)
+
+
+@pytest.mark.parametrize("state_dtype", [None, "int8", "int4"])
+def test_runs_of_one_block_and_of_neighbours_touch_no_others(state_dtype):
+    blocks = list(blocks_of_every_layout(torch.bfloat16, state_dtype, None).values())
+    table = triton.Table(blocks)
+    whole = (0, len(blocks))
+    runs = [(0, 1), (4, 1), whole, (5, 4), (3, 1), (4, 1), (4, 1), (9, 6), whole]
+    for step, (first, count) in enumerate(runs):
+        rows = range(first, first + count)
+        if step != 6:
+            blocks = with_new_grads(blocks)
+        expected = after_step(blocks, OPTIONS["plain"], rows)
+        grads = addresses(blocks, rows)[first : first + count]
+        table.run(grads, OPTIONS["plain"], first)
+        assert_stepped(blocks, expected, rows)
+
+
+def test_a_block_of_many_programs_is_found_behind_others(launches):
+    shapes = [(3, 64), (300, 130), (5,), (200, 64)]
+    blocks = [
+        make_block(shape, torch.bfloat16, None, None, seed=i, device=DEVICE)
+        for i, shape in enumerate(shapes)
+    ]
+    table = triton.Table(blocks)
+    for row, programs in ((1, 10), (3, 4), (0, 1)):
+        expected = after_step(blocks, OPTIONS["plain"], [row])
+        table.run([blocks[row].grad.data_ptr()], OPTIONS["plain"], row)
+        assert_stepped(blocks, expected, [row])
+        assert launches.programs[-1] == programs
+
+
+def test_nothing_is_launched_where_nothing_has_a_gradient(launches):
+    block = make_block((64, 96), torch.bfloat16, None, None, device=DEVICE)
+    table = triton.Table([None, block])
+    table.run([0, 0], OPTIONS["plain"])
+    table.run([0], OPTIONS["plain"], 0)
+    assert launches.programs == []
+    assert block.rounding_seed == 3
+
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """Lets `fused=True` mean this execution on a CPU too."""
+    execution = Execution(triton.update, Kernel(triton.Table, triton.knows))
+
+    def chosen(param, *, foreach, fused):
+        return execution if fused else choose(param, foreach=foreach, fused=fused)
+
+    monkeypatch.setattr("saiopt.optimizer.binding.choose", chosen)
+
+
+def trained_by(optimizer, params):
+    """Steps with missing gradients, new ones, and steps of one parameter."""
+    generator = torch.Generator().manual_seed(1)
+    for step in range(6):
+        for param in params:
+            grad = torch.randn(param.shape, generator=generator).to(param)
+            param.grad = torch.empty_like(param).copy_(grad)
+        late = params[step % len(params)]
+        kept, late.grad = late.grad, None
+        optimizer.step()
+        if step > 1:
+            late.grad = kept
+            optimizer.step_parameter(late, optimizer.param_groups[0], 0)
+    return [param.detach() for param in params]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("state_dtype", [None, "int8", "int4"])
+def test_an_optimizer_with_tables_follows_one_without(
+    state_dtype, dtype, everywhere, tables
+):
+    results = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        shapes = [(64, 96), (130,), (48, 8, 4, 3)]
+        params = [torch.nn.Parameter(torch.randn(s).to(DEVICE, dtype)) for s in shapes]
+        params[2].data = channels_last(params[2].data)
+        optimizer = SGDSaI(params, 1e-2, fused=fused, state_dtype=state_dtype)
+        results.append(trained_by(optimizer, params))
+        alive = [ref() for ref in tables if ref()]
+        assert bool(alive) == fused
+        del optimizer, params, alive
+    for param, expected in zip(*results, strict=True):
+        tolerance = 4 * torch.finfo(dtype).eps
+        torch.testing.assert_close(param, expected, rtol=tolerance, atol=tolerance)
+        if dtype == torch.bfloat16:
+            assert (param != expected).float().mean() < 0.01
+
+
+@pytest.mark.parametrize("seed", [2**31 - 1, -(2**31), -1])
+def test_seeds_wrap_around(seed):
+    block = make_block((64, 96), torch.bfloat16, "int8", None, device=DEVICE)
+    block.rounding_seed.fill_(seed)
+    table = triton.Table([block])
+    for _ in range(2):
+        expected = after_step([block], OPTIONS["plain"], [0])
+        table.run([block.grad.data_ptr()], OPTIONS["plain"])
+        assert_stepped([block], expected, [0])
+
+
+def test_an_update_leaves_the_seeds_to_its_caller():
+    block = make_block((64, 96), torch.bfloat16, None, None, device=DEVICE)
+    triton.update([block], OPTIONS["plain"])
+    assert block.rounding_seed == 3
+
+
+def test_a_table_on_the_device_is_kept_and_only_gradients_are_written_again(tables):
+    blocks = [b for b in blocks_and_expected()[0] if b.momentum_scale is None]
+    table = triton.Table(blocks)
+    assert tables == []
+    rows = range(len(blocks))
+    table.run(addresses(blocks, rows), OPTIONS["plain"])
+    made = [ref() for ref in tables]
+    before = [t.values.clone() for t in made]
+    places = [t.values.data_ptr() for t in made]
+    blocks = with_new_grads(blocks)
+    table.run(addresses(blocks, rows), OPTIONS["plain"])
+    assert len(tables) == len(made)
+    assert places == [t.values.data_ptr() for t in made]
+    grad = triton.Row._fields.index("grad")
+    found = []
+    for held, was in zip(made, before, strict=True):
+        found += held.values[:, grad].tolist()
+        same = held.values.clone()
+        same[:, grad] = was[:, grad]
+        assert torch.equal(same, was)
+    assert sorted(found) == sorted(b.grad.data_ptr() for b in blocks)
+
+
+def test_tables_on_the_device_die_with_their_owner(tables):
+    block = make_block((64, 8, 3, 3), torch.bfloat16, "int8", None, device=DEVICE)
+    block = laid_out(block, channels_last)
+    table = triton.Table([block])
+    table.run([block.grad.data_ptr()], OPTIONS["plain"])
+    held = [weakref.ref(t) for t in (tables[0]().values, tables[0]().owners)]
+    held += map(weakref.ref, tables[0]()._maps.values())
+    assert len(held) == 3
+    assert all(ref() is not None for ref in held)
+    del table
+    assert all(ref() is None for ref in (*tables, *held))
+
+
+def test_a_stream_keeps_a_table_and_a_capture_gets_a_new_one(monkeypatch):
+    block = make_block((64, 96), torch.float32, None, None)
+    kind = triton._kind(block)._replace(device=torch.device("cuda", 0))
+    launch = triton._Launch(kind, {0: block})
+    monkeypatch.setattr(launch, "_make_table", object)
+
+    def table(stream, capturing=False):
+        current = SimpleNamespace(stream_id=stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: current)
+        monkeypatch.setattr(
+            torch.cuda, "is_current_stream_capturing", lambda: capturing
+        )
+        return launch._table()
+
+    first, second = table(0), table(1)
+    captured = [table(1, capturing=True) for _ in range(2)]
+    assert len({first, second, *captured}) == 4
+    assert (table(0), table(1)) == (first, second)
+
+
+def test_an_update_leaves_no_table_behind(tables):
     blocks, _ = blocks_and_expected()
     triton.update(blocks, OPTIONS["plain"])
-    before = triton._kept_table.cache_info()
-    triton.update([b._replace(grad=b.grad.clone()) for b in blocks], OPTIONS["plain"])
-    after = triton._kept_table.cache_info()
-    assert after.misses == before.misses
-    assert after.hits > before.hits
+    assert len(tables) > 1
+    assert all(ref() is None for ref in tables)
+
+
+def test_a_table_keeps_no_tensor_alive_but_seeds():
+    block = make_block((64, 96), torch.bfloat16, "int8", None, device=DEVICE)
+    block = block._replace(row_scale=torch.ones(64, device=DEVICE))
+    table = triton.Table([block])
+    table.run([block.grad.data_ptr()], OPTIONS["plain"])
+    kept = {
+        key: weakref.ref(tensor)
+        for key, tensor in block._asdict().items()
+        if isinstance(tensor, torch.Tensor)
+    }
+    del block
+    assert [key for key, held in kept.items() if held()] == ["rounding_seed"]
+
+
+def test_a_table_made_under_inference_mode_serves_outside_of_it():
+    block = make_block((64, 96), torch.bfloat16, "int8", None, device=DEVICE)
+    table = triton.Table([block])
+    with torch.inference_mode():
+        table.run([block.grad.data_ptr()], OPTIONS["plain"])
+    [block] = with_new_grads([block])
+    expected = after_step([block], OPTIONS["plain"], [0])
+    table.run([block.grad.data_ptr()], OPTIONS["plain"])
+    assert_stepped([block], expected, [0])
+
+
+def test_a_gradient_that_moves_to_an_odd_address_is_no_longer_called_aligned(launches):
+    block = make_block((64, 32), torch.float32, None, None, device=DEVICE)
+    shifted = torch.empty(64 * 32 + 1, device=DEVICE)[1:].view(64, 32)
+    shifted.copy_(block.grad)
+    aligned = torch.empty(64 * 32 + 3, device=DEVICE)
+    aligned = aligned[-aligned.data_ptr() // 4 % 4 :][: 64 * 32].view(64, 32)
+    aligned.copy_(block.grad)
+    table = triton.Table([block])
+    for grad in (aligned, shifted, aligned):
+        block = block._replace(grad=grad)
+        expected = after_step([block], OPTIONS["plain"], [0])
+        table.run([grad.data_ptr()], OPTIONS["plain"])
+        assert_stepped([block], expected, [0])
+    assert [o["ALIGNED"] for o in launches.options] == [True, False, True]
 
 
 def test_addresses_that_are_not_multiples_of_16_are_right():
@@ -95,33 +551,36 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from saiopt.update import Coefficients, triton as execution
 
-def ptx(dtype, momentum, capability):
+def ptx(dtype, momentum, layout, capability):
     cuda = torch.device("cuda", 0)
-    kind = execution.Kind(cuda, dtype, momentum, True, True, True)
+    kind = execution.Kind(cuda, dtype, momentum, True, layout, True, True)
     options = Coefficients(0.1, 0.9, 0.1, maximize=False)
     given = execution.arguments(kind, options)
     names = execution.update_kernel.arg_names
     types = {name: "constexpr" if name.isupper() else "fp32" for name in names}
-    types |= {"table": "*i64", "owners": "*i32"}
+    types |= {"table": "*i64", "owners": "*i32", "first_program": "i32"}
     constants = {(names.index(n),): v for n, v in given.items() if n.isupper()}
     source = ASTSource(execution.update_kernel, types, constants)
     target = GPUTarget("cuda", capability, 32)
     return triton.compile(source, target, execution.LAUNCH).asm["ptx"]
 
-for dtype, momentum in (
-    (torch.float32, torch.float32),
-    (torch.bfloat16, torch.bfloat16),
-    (torch.float32, torch.uint8),
+for dtype, momentum, layout in (
+    (torch.float32, torch.float32, "run"),
+    (torch.bfloat16, torch.bfloat16, "run"),
+    (torch.float32, torch.uint8, "run"),
+    (torch.float32, torch.float32, "rows"),
+    (torch.bfloat16, torch.bfloat16, "reordered"),
+    (torch.bfloat16, torch.int8, "gathered"),
 ):
     for capability in (80, 90):
-        code = ptx(dtype, momentum, capability)
+        code = ptx(dtype, momentum, layout, capability)
         print("ld.global.v4.b32" in code and "st.global.v4.b32" in code)
 """
 
 
 def test_the_kernel_compiles_for_gpus_and_moves_16_bytes_at_a_time(tmp_path):
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path)}
-    del environment["TRITON_INTERPRET"]
+    environment.pop("TRITON_INTERPRET", None)
     run = subprocess.run(
         [sys.executable, "-c", COMPILE],
         env=environment,
@@ -130,7 +589,13 @@ def test_the_kernel_compiles_for_gpus_and_moves_16_bytes_at_a_time(tmp_path):
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["True"] * 6
+    assert run.stdout.split() == ["True"] * 12
+
+
+def test_a_first_step_compiles_what_later_steps_need():
+    kind = triton._kind(make_block((64, 96), torch.float32, "int8", None))
+    first, later = (triton.arguments(kind, OPTIONS[k]) for k in ("starting", "plain"))
+    assert {n for n in first if first[n] != later[n]} == {"weight"}
 
 
 # On a GPU
@@ -138,8 +603,9 @@ def test_the_kernel_compiles_for_gpus_and_moves_16_bytes_at_a_time(tmp_path):
 
 def params_and_optimizer(lr=1e-2, **options):
     torch.manual_seed(0)
-    shapes = [(300, 200), (200,), (64, 65), ()]
+    shapes = [(300, 200), (200,), (64, 65), (), (64, 32, 3, 3)]
     params = [torch.nn.Parameter(torch.randn(s, device="cuda")) for s in shapes]
+    params[-1].data = params[-1].data.contiguous(memory_format=torch.channels_last)
     for param in params:
         param.grad = torch.randn_like(param)
     return params, SGDSaI(params, lr, **options)
@@ -159,6 +625,21 @@ def test_the_chosen_execution_equals_the_reference_on_a_gpu(state_dtype):
 
 
 @pytest.mark.gpu
+def test_stepping_in_backward_equals_stepping_after_it_on_a_gpu():
+    params, optimizer = params_and_optimizer(fused=True, state_dtype="int8")
+    twins, other = params_and_optimizer(fused=True, state_dtype="int8")
+    optimizer.zero_grad()
+    step_in_backward(optimizer)
+    for step in range(4):
+        sum((p * (p.detach() + step)).sum() for p in params).backward()
+        other.zero_grad()
+        sum((p * (p.detach() + step)).sum() for p in twins).backward()
+        other.step()
+    for param, twin in zip(params, twins, strict=True):
+        assert torch.equal(param, twin)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("lr", [1e-2, "tensor"])
 def test_no_step_after_calibration_waits_for_the_gpu(lr):
     lr = torch.tensor(1e-2, device="cuda") if lr == "tensor" else lr
@@ -166,12 +647,41 @@ def test_no_step_after_calibration_waits_for_the_gpu(lr):
     optimizer.step()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in range(3):
+        for late in range(len(params)):
+            for param in params:
+                param.grad = param.grad + 1
+            kept, params[late].grad = params[late].grad, None
+            optimizer.step()
+            params[late].grad = kept
+            optimizer.step_parameter(params[late], optimizer.param_groups[0], late)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_each_stream_has_tables_of_its_own(tables):
+    params, optimizer = params_and_optimizer(fused=True, state_dtype="int8")
+    twins, other = params_and_optimizer(fused=True, state_dtype="int8")
+    streams = [torch.cuda.current_stream(), torch.cuda.Stream()]
+    num_tables = []
+    for step in range(6):
+        stream = streams[step % 2]
+        stream.wait_stream(streams[1 - step % 2])
+        with torch.cuda.stream(stream):
             for param in params:
                 param.grad = param.grad + 1
             optimizer.step()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+        num_tables.append(sum(ref() is not None for ref in tables))
+    torch.cuda.synchronize()
+    # The first step only measures, by tables that it does not keep.
+    assert num_tables[0] == 0
+    assert num_tables[2:] == [2 * num_tables[1]] * 4
+    for _ in range(6):
+        for twin in twins:
+            twin.grad = twin.grad + 1
+        other.step()
+    for param, twin in zip(params, twins, strict=True):
+        assert torch.equal(param, twin)
 
 
 @pytest.mark.gpu

@@ -1,10 +1,15 @@
 """The update rule on GPUs in one pass: 20 bytes per float32 entry, a few launches.
 
-Blocks that share their dtypes are updated by one launch: a table on the device holds
-their addresses. It is kept while the addresses stay the same; where only those of the
-gradients change, as after ``zero_grad()``, they alone are written again. Addresses
-reach the device as kernel arguments, never by a copy from host memory, and no step
-waits for the device.
+Blocks of one kind are updated by one launch: a table on the device holds their
+addresses. Where only those of the gradients change, as after ``zero_grad()``, they
+alone are written again. Addresses reach the device as kernel arguments, never by a copy
+from host memory, and no step waits for the device.
+
+Entries that do not lie in memory as they read are found by maps of a row's columns.
+These are small and stay in the caches, where two divisions for each dimension of each
+tensor would take longer than an entry's bytes. Momentum that is not coded is updated in
+the order of memory if that is the same in all tensors; then a map says at most which
+column an entry belongs to, as noise and finer scales must know.
 
 A step can be captured in a CUDA graph once all blocks are calibrated, which reads the
 device: take one step before. A graph gets tables of its own, in its own memory, so that
@@ -14,11 +19,13 @@ tensor on the device.
 
 from __future__ import annotations
 
-import functools
+import math
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import accumulate
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import triton.language as tl
@@ -28,8 +35,7 @@ from saiopt.low_bit import SHIPPED, code_of
 
 from . import foreach, reference
 from .blocks import Block, Coefficients
-from .tiles import matrix_shape
-from .triton_kernel import NUM_COLUMNS, update_kernel
+from .triton_kernel import GROUP, Row, update_kernel
 
 _DTYPES = {
     torch.float32: tl.float32,
@@ -38,12 +44,21 @@ _DTYPES = {
     torch.int8: tl.int8,
     torch.uint8: tl.uint8,
 }
-_GROUP = 32
 # Groups of a program: 4096 entries.
 _GROUPS = 128
-_GRAD_COLUMN = 1
+_GRAD, _FIRST_PROGRAM = map(Row._fields.index, ("grad", "first_program"))
 # Eight warps with 16 entries for each thread.
 LAUNCH = {"num_warps": 8, "enable_fp_fusion": False}
+
+# How the entries of a block lie:
+# run: one behind the other, and it does not matter in which row and column they are,
+# rows: one behind the other, and it does,
+# reordered: alike in all tensors, row by row, but in a row in another order,
+# gathered: in each tensor in another way.
+Layout: TypeAlias = Literal["run", "rows", "reordered", "gathered"]
+
+# Sizes of dimensions and steps from one entry to the next in them, outermost first.
+_Map: TypeAlias = tuple[tuple[int, int], ...]
 
 
 class Kind(NamedTuple):
@@ -54,6 +69,7 @@ class Kind(NamedTuple):
         dtype: of parameters and gradients.
         momentum: dtype of the momentum or of its codes, None without momentum.
         stochastic: whether results round stochastically.
+        layout: how entries lie.
         whole: whether rows consist of whole groups.
         aligned: whether addresses are multiples of 16.
     """
@@ -62,67 +78,235 @@ class Kind(NamedTuple):
     dtype: torch.dtype
     momentum: torch.dtype | None
     stochastic: bool
+    layout: Layout
     whole: bool
     aligned: bool
 
 
-class _Table:
-    """Keep the addresses of some blocks on the device, those of gradients apart.
+class Table:
+    """Hold the addresses of blocks, for one call after the other.
+
+    It reads and writes memory by address: who holds it makes sure that the tensors are
+    where they were.
+
+    Args:
+        blocks: those of :func:`knows`; None for what is never updated.
+    """
+
+    def __init__(self, blocks: Sequence[Block | None]) -> None:
+        kinds: dict[Kind, dict[int, Block]] = defaultdict(dict)
+        for i, block in enumerate(blocks):
+            if block is not None:
+                kinds[_kind(block)][i] = block
+        self._launches = [_Launch(kind, members) for kind, members in kinds.items()]
+
+    def holds(self, first: int, count: int) -> bool:
+        """Tell that nothing speaks against the scales: reading them would wait.
+
+        Args:
+            first: index of the first block.
+            count: number of blocks.
+
+        Returns:
+            True.
+        """
+        del first, count
+        return True
+
+    def expect(self, rows: Iterable[int]) -> None:
+        """Take the scales of some blocks as they are now: nothing was noted of them.
+
+        Args:
+            rows: indices of the blocks.
+        """
+
+    def run(
+        self, grads: Sequence[int], coefficients: Coefficients, first: int = 0
+    ) -> None:
+        """Apply the rule to consecutive blocks, and give them new noise.
+
+        Args:
+            grads: addresses of the gradients, 0 for a block that is left out.
+            coefficients: the numbers that the blocks share.
+            first: index of the first block.
+        """
+        self._call(grads, coefficients, first, advances=True)
+
+    def _call(
+        self,
+        grads: Sequence[int],
+        coefficients: Coefficients,
+        first: int,
+        *,
+        advances: bool,
+    ) -> None:
+        for launch in self._launches:
+            launch.run(grads, coefficients, first, advances=advances)
+
+
+class _Launch:
+    """Own the blocks of one kind, and their tables on the device.
+
+    Each stream has a table of its own: another one might still be reading it. Of the
+    tensors only the 0-d seeds are kept alive.
+
+    Args:
+        kind: of the blocks.
+        blocks: by their places among all.
+    """
+
+    def __init__(self, kind: Kind, blocks: Mapping[int, Block]) -> None:
+        self._kind = kind
+        self._places = list(blocks)
+        self._seeds = [b.rounding_seed for b in blocks.values()]
+        self._rows = [_row(b, kind.layout) for b in blocks.values()]
+        self._maps = [_maps(b, kind.layout) for b in blocks.values()]
+        programs = (-(-row.num_groups // _GROUPS) for row in self._rows)
+        self._firsts = list(accumulate(programs, initial=0))
+        self._tables: dict[int, _DeviceTable] = {}
+
+    def run(
+        self,
+        grads: Sequence[int],
+        coefficients: Coefficients,
+        first: int,
+        *,
+        advances: bool,
+    ) -> None:
+        """Update those of some consecutive blocks that are here and have a gradient.
+
+        Args:
+            grads: addresses of the gradients of all of them, 0 for none.
+            coefficients: the numbers that the blocks share.
+            first: the place of the first.
+            advances: whether they get new noise.
+        """
+        start = bisect_left(self._places, first)
+        stop = bisect_left(self._places, first + len(grads))
+        own = [grads[place - first] for place in self._places[start:stop]]
+        if not any(own):
+            return
+        kind, program = self._kind, self._firsts[start]
+        if any(address % 16 for address in own):
+            kind = kind._replace(aligned=False)
+        with _current(kind.device):
+            table = self._table()
+            table.point_to(own, start)
+            update_kernel[(self._firsts[stop] - program,)](
+                table.values,
+                table.owners,
+                program,
+                **arguments(kind, coefficients),
+                **LAUNCH,
+            )
+            if advances:
+                self._advance(own, start)
+
+    def _advance(self, grads: Sequence[int], start: int) -> None:
+        seeds = zip(self._seeds[start : start + len(grads)], grads, strict=True)
+        stepped = [seed for seed, grad in seeds if grad and seed is not None]
+        if stepped:
+            torch._foreach_add_(stepped, 1)
+
+    def _table(self) -> _DeviceTable:
+        if self._kind.device.type != "cuda":
+            stream = 0
+        elif torch.cuda.is_current_stream_capturing():
+            return self._make_table()
+        else:
+            stream = torch.cuda.current_stream().stream_id
+        if stream not in self._tables:
+            self._tables[stream] = self._make_table()
+        return self._tables[stream]
+
+    def _make_table(self) -> _DeviceTable:
+        return _DeviceTable(self._kind.device, self._rows, self._maps, self._firsts)
+
+
+class _DeviceTable:
+    """Keep the addresses of some blocks on the device, for launches of one stream.
 
     Args:
         device: of the blocks.
-        rows: the table's rows, with 0 for the gradients.
-        num_programs: programs of each block.
+        rows: the table's rows; what is not known of them yet is 0.
+        maps: of each block, by field.
+        firsts: first program of each block, and the number of all programs.
     """
 
     def __init__(
-        self, device: torch.device, rows: Sequence[Sequence[int]], programs: int
+        self,
+        device: torch.device,
+        rows: Sequence[Row],
+        maps: Sequence[Mapping[str, _Map]],
+        firsts: Sequence[int],
     ) -> None:
-        self.programs = programs
-        self.values = torch.zeros(
-            len(rows), NUM_COLUMNS, dtype=torch.int64, device=device
-        )
-        _add(self.values.view(-1), [value for row in rows for value in row])
-        starts = self.values[:, -1].contiguous()
-        places = torch.arange(programs, device=device)
-        owners = torch.searchsorted(starts, places, right=True) - 1
-        self.owners = owners.to(torch.int32)
-        self._grads: list[int] = []
+        # What is made under inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            keys = dict.fromkeys(key for of in maps for key in of.values())
+            self._maps = {key: _make_map(key, device) for key in keys}
+            complete = [
+                row._replace(
+                    first_program=first,
+                    **{field: self._maps[key].data_ptr() for field, key in of.items()},
+                )
+                for row, of, first in zip(rows, maps, firsts[:-1], strict=True)
+            ]
+            self.values = torch.zeros(
+                len(rows), len(Row._fields), dtype=torch.int64, device=device
+            )
+            for field, numbers in enumerate(zip(*complete, strict=True)):
+                if any(numbers):
+                    _add(self.values[:, field].unbind(), numbers)
+            self._grad_column = self.values[:, _GRAD]
+            self._grad_slots = self._grad_column.unbind()
+            programs = torch.arange(firsts[-1], device=device)
+            starts = self.values[:, _FIRST_PROGRAM].contiguous()
+            owners = torch.searchsorted(starts, programs, right=True) - 1
+            self.owners = owners.to(torch.int32)
+        self._grads: list[int | None] = [0] * len(rows)
 
-    def point_to(self, grads: list[int]) -> None:
-        """Write the addresses of the gradients, unless they are there already."""
-        if grads != self._grads:
-            column = self.values[:, _GRAD_COLUMN]
-            column.zero_()
-            _add(column, grads)
-            self._grads = grads
+    def point_to(self, grads: list[int], first: int) -> None:
+        """Write the addresses of gradients, unless they are there already.
+
+        Args:
+            grads: the addresses.
+            first: row of the first.
+        """
+        at = slice(first, first + len(grads))
+        if self._grads[at] == grads:
+            return
+        # If this is interrupted, nobody knows what stands there.
+        self._grads[at] = [None] * len(grads)
+        if len(grads) == 1:
+            self._grad_slots[first].fill_(grads[0])
+        else:
+            self._grad_column[at].zero_()
+            _add(self._grad_slots[at], grads)
+        self._grads[at] = grads
 
 
-def unavailable(params: Sequence[Tensor]) -> str:
-    """Return why this execution cannot update such parameters, "" if it can.
+def unavailable(param: Tensor) -> str:
+    """Return why this execution cannot update a parameter, "" if it can.
 
     Args:
-        params: the parameters.
+        param: the parameter.
 
     Returns:
         A sentence, or "".
     """
-    for param in params:
-        if param.device.type != "cuda":
-            return f"a parameter is on {param.device}"
-        if param.dtype not in _DTYPES:
-            return f"a parameter is {param.dtype}"
+    if not param.is_cuda:
+        return f"a parameter is on {param.device}"
+    if param.dtype not in _DTYPES:
+        return f"a parameter is {param.dtype}"
     return ""
 
 
 def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     """Apply the rule to all blocks, with one launch for each kind of them.
 
-    Blocks that the kernel does not know go through :mod:`saiopt.update.reference`:
-    those with tensors that are not contiguous, with scales that vary within the block,
-    with gradients of another dtype, and with codes that a study put in place.
-    Everything under torch.compile goes through :mod:`saiopt.update.foreach`, since
-    tracing cannot follow addresses.
+    Blocks that the kernel does not know go through :mod:`saiopt.update.reference`, and
+    so do directions of whole matrices. Everything under torch.compile goes through
+    :mod:`saiopt.update.foreach`, since tracing cannot follow addresses.
 
     Args:
         blocks: the tensors; parameters and momentum buffers change in place.
@@ -131,23 +315,52 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     if torch.compiler.is_compiling():
         foreach.update(blocks, coefficients)
         return
-    kinds: dict[Kind, list[Block]] = defaultdict(list)
+    if coefficients.direction is not None:
+        reference.update(blocks, coefficients)
+        return
+    known, others = [], []
     for block in blocks:
-        if not _knows(block):
-            reference.update([block], coefficients)
-        elif block.param.numel() > 0:
-            kinds[_kind(block)].append(block)
-    for kind, members in kinds.items():
-        _launch(kind, members, coefficients)
-        written = [
-            t for b in members for t in (b.param, b.momentum_buffer) if t is not None
-        ]
-        # What autograd saved of the parameters is no longer what they are.
-        torch.autograd.graph.increment_version(written)
+        (known if knows(block) else others).append(block)
+    reference.update(others, coefficients)
+    grads = [b.grad.data_ptr() for b in known]
+    Table(known)._call(grads, coefficients, 0, advances=False)
+    # What autograd saved of the parameters is no longer what they are.
+    written = [t for b in known for t in (b.param, b.momentum_buffer) if t is not None]
+    torch.autograd.graph.increment_version(written)
+
+
+def knows(block: Block) -> bool:
+    """Tell whether the kernel can update a block.
+
+    Args:
+        block: the tensors.
+
+    Returns:
+        False where dtypes are mixed in a way that it has no code for, for codes that a
+        study put in place, for rows that reach beyond 2³¹ entries without lying one
+        behind the other, and for tensors that are not plain ones in the memory of one
+        device.
+    """
+    param, buffer = block.param, block.momentum_buffer
+    if block.grad.dtype != param.dtype or not param.is_floating_point():
+        return False
+    held = [param] if buffer is None else [param, buffer]
+    if any(t.dtype not in _DTYPES for t in held):
+        return False
+    if any(t.dtype in SHIPPED and code_of(t.dtype) != SHIPPED[t.dtype] for t in held):
+        return False
+    if not all(_is_plain(t, param.device) for t in block if isinstance(t, Tensor)):
+        return False
+    codes = None if block.momentum_scale is None else buffer
+    vectors = (codes, block.momentum_scale, block.row_scale, block.column_scale)
+    if not all(t is None or t.is_contiguous() for t in vectors):
+        return False
+    maps = _maps(block, _layout(block)).values()
+    return all(sum((size - 1) * step for size, step in m) < 2**31 for m in maps)
 
 
 def arguments(kind: Kind, coefficients: Coefficients) -> dict[str, object]:
-    """Return the kernel's arguments except the table and the owners.
+    """Return the kernel's arguments except the table, the owners and the program.
 
     Args:
         kind: of the blocks.
@@ -159,123 +372,152 @@ def arguments(kind: Kind, coefficients: Coefficients) -> dict[str, object]:
     lr = coefficients.lr
     on_device = isinstance(lr, Tensor) and lr.device == kind.device
     weight = 1 - coefficients.momentum
-    # As torch.lerp, from the nearer end, so that the result lies between both.
-    from_grad = weight >= 0.5
     return {
         "lr": lr if on_device else float(lr),
         "weight_decay": float(coefficients.weight_decay),
-        "weight": float(weight - 1 if from_grad else weight),
+        # As torch.lerp, from the nearer end, so that the result lies between both.
+        "weight": float(weight - 1 if weight >= 0.5 else weight),
         "sign": float(coefficients.sign),
         "DTYPE": _DTYPES[kind.dtype],
         "MOMENTUM": None if kind.momentum is None else _DTYPES[kind.momentum],
         "BITS": 0 if kind.momentum not in SHIPPED else SHIPPED[kind.momentum].bits,
         "STOCHASTIC": kind.stochastic,
-        "FROM_GRAD": from_grad,
-        "FORGETS": coefficients.momentum == 0,
         "LR_ON_DEVICE": on_device,
+        "LAYOUT": kind.layout,
         "WHOLE": kind.whole,
         "ALIGNED": kind.aligned,
         "GROUPS": _GROUPS,
     }
 
 
-def _launch(kind: Kind, blocks: list[Block], coefficients: Coefficients) -> None:
-    rows = tuple(map(_row, blocks))
-    on_cuda = kind.device.type == "cuda"
-    with torch.cuda.device(kind.device) if on_cuda else nullcontext():
-        if on_cuda and torch.cuda.is_current_stream_capturing():
-            table = _make_table(kind.device, rows)
-        else:
-            stream = torch.cuda.current_stream().stream_id if on_cuda else 0
-            table = _kept_table(kind.device, rows, stream)
-        table.point_to([b.grad.data_ptr() for b in blocks])
-        update_kernel[(table.programs,)](
-            table.values,
-            table.owners,
-            **arguments(kind, coefficients),
-            **LAUNCH,
-        )
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def _make_table(device: torch.device, rows: Sequence[tuple[int, ...]]) -> _Table:
-    """Return a table of rows that lack the column of their first programs."""
-    complete, programs = [], 0
-    for row in rows:
-        complete.append((*row, programs))
-        programs += -(-row[-1] // _GROUPS)
-    return _Table(device, complete, programs)
+def _add(slots: Sequence[Tensor], numbers: Sequence[int]) -> None:
+    """Add numbers, not all 0, to entries that are 0, as kernel arguments."""
+    pairs = [(s, n) for s, n in zip(slots, numbers, strict=True) if n != 0]
+    torch._foreach_add_([s for s, _ in pairs], [n for _, n in pairs])
 
 
-@functools.lru_cache(maxsize=4096)
-def _kept_table(
-    device: torch.device, rows: tuple[tuple[int, ...], ...], stream: int
-) -> _Table:
-    """Return the table of these rows; another stream might still read its own."""
-    del stream
-    return _make_table(device, rows)
-
-
-def _add(slots: Tensor, values: Sequence[int]) -> None:
-    """Add numbers to the entries of a tensor, handed over as kernel arguments."""
-    torch._foreach_add_(list(slots.unbind()), list(values))
-
-
-def _knows(block: Block) -> bool:
-    param, buffer = block.param, block.momentum_buffer
-    if block.grad.dtype != param.dtype or block.scale.dim() > 0:
-        return False
-    if not param.is_floating_point() or param.dtype not in _DTYPES:
-        return False
-    if buffer is not None:
-        if buffer.dtype not in _DTYPES:
-            return False
-        if buffer.dtype in SHIPPED and code_of(buffer.dtype) != SHIPPED[buffer.dtype]:
-            return False
-    return all(_is_plain(t, param.device) for t in block if t is not None)
+def _make_map(key: _Map, device: torch.device) -> Tensor:
+    """Return where the columns of a row lie, int32."""
+    places = torch.zeros((), dtype=torch.int32, device=device)
+    for size, step in key:
+        steps = torch.arange(size, dtype=torch.int32, device=device) * step
+        places = places[..., None] + steps
+    return places.flatten()
 
 
 def _is_plain(tensor: Tensor, device: torch.device) -> bool:
-    """Tell whether a tensor's entries lie in the device's memory as they read."""
+    """Tell whether a tensor's entries lie in memory that the kernel can reach."""
     return (
         type(tensor) in (Tensor, torch.nn.Parameter)
         and tensor.device == device
-        and tensor.is_contiguous()
         and not tensor.is_neg()
+        and tensor.data_ptr() != 0
     )
 
 
 def _kind(block: Block) -> Kind:
-    param, buffer = block.param, block.momentum_buffer
-    addressed = [param, block.grad, buffer, block.momentum_scale]
+    param, buffer, layout = block.param, block.momentum_buffer, _layout(block)
+    addressed = (param, block.grad, buffer, block.momentum_scale, block.column_scale)
     return Kind(
         param.device,
         param.dtype,
         None if buffer is None else buffer.dtype,
         block.rounding_seed is not None,
-        _cols(block) % _GROUP == 0,
-        all(t is None or t.data_ptr() % 16 == 0 for t in addressed),
+        layout,
+        _shape(block, layout)[1] % GROUP.value == 0,
+        all(_address(t) % 16 == 0 for t in addressed),
     )
 
 
-def _cols(block: Block) -> int:
-    """Return the length of a row; without codes all entries make one."""
-    if block.momentum_scale is None:
-        return block.param.numel()
-    return matrix_shape(block.param)[1]
+def _layout(block: Block) -> Layout:
+    tensors = _tensors(block).values()
+    keeps_indices = block.rounding_seed is None or block.runs_on
+    if all(t.is_contiguous() for t in tensors):
+        return "run" if keeps_indices and not block.is_fine else "rows"
+    steps = _steps(block.param)
+    lie_alike = all(_steps(t) == steps for t in tensors) and _is_dense(steps)
+    if block.momentum_scale is not None or not lie_alike:
+        return "gathered"
+    if block.rounding_seed is None and not block.is_fine:
+        return "run"
+    rows, cols = block.shape
+    return "reordered" if rows == 1 or block.param.stride(0) == cols else "gathered"
 
 
-def _row(block: Block) -> tuple[int, ...]:
-    cols = _cols(block)
-    addressed = (
-        block.momentum_buffer,
-        block.momentum_scale,
-        block.scale,
-        block.rounding_seed,
+def _tensors(block: Block) -> dict[str, Tensor]:
+    """Return the tensors that have the block's shape, by name."""
+    tensors = {"param": block.param, "grad": block.grad}
+    if block.momentum_buffer is not None and block.momentum_scale is None:
+        tensors["momentum"] = block.momentum_buffer
+    return tensors
+
+
+def _steps(tensor: Tensor) -> list[tuple[int, int]]:
+    """Return strides and sizes of the dimensions that have steps."""
+    pairs = zip(tensor.stride(), tensor.shape, strict=True)
+    return [(stride, size) for stride, size in pairs if size > 1]
+
+
+def _is_dense(steps: Sequence[tuple[int, int]]) -> bool:
+    """Tell whether entries lie one behind the other, in whatever order."""
+    reached = 1
+    for stride, size in sorted(steps):
+        if stride != reached:
+            return False
+        reached *= size
+    return True
+
+
+def _maps(block: Block, layout: Layout) -> dict[str, _Map]:
+    """Return the maps that a layout needs, by the table's fields."""
+    shape, strides = block.param.shape, block.param.stride()
+    if layout == "reordered":
+        dims = sorted(range(1, len(shape)), key=lambda d: -strides[d])
+        order = tuple((shape[d], math.prod(shape[d + 1 :])) for d in dims)
+        return {"column_map": order}
+    if layout == "gathered":
+        return {
+            f"{name}_map": tuple(zip(t.shape[1:], t.stride()[1:], strict=True))
+            for name, t in _tensors(block).items()
+        }
+    return {}
+
+
+def _shape(block: Block, layout: Layout) -> tuple[int, int]:
+    """Return rows and columns; all entries make one row where they can."""
+    rows, cols = block.shape
+    is_one_row = layout == "run" and block.momentum_scale is None
+    return (1, rows * cols) if is_one_row else (rows, cols)
+
+
+def _row(block: Block, layout: Layout) -> Row:
+    """Return a row that lacks what changes, and what is on the device."""
+    rows, cols = _shape(block, layout)
+    gathers = layout == "gathered"
+    strides = {
+        f"{name}_stride": t.stride(0) if gathers else 0
+        for name, t in _tensors(block).items()
+    }
+    nothing = Row(*[0] * len(Row._fields))
+    return nothing._replace(
+        param=block.param.data_ptr(),
+        momentum=_address(block.momentum_buffer),
+        momentum_scale=_address(block.momentum_scale),
+        scale=block.scale.data_ptr(),
+        seed=_address(block.rounding_seed),
+        row_scale=_address(block.row_scale),
+        column_scale=_address(block.column_scale),
+        **strides,
+        cols=cols,
+        num_groups=rows * -(-cols // GROUP.value),
+        start=block.start,
+        pitch=block.shape[1] if block.pitch is None else block.pitch,
     )
-    return (
-        block.param.data_ptr(),
-        0,
-        *(0 if t is None else t.data_ptr() for t in addressed),
-        cols,
-        block.param.numel() // cols * -(-cols // _GROUP),
-    )
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()

@@ -11,17 +11,93 @@ not fuse others (``enable_fp_fusion=False``): codes are rounded as in
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 
 GROUP = tl.constexpr(32)
-NUM_COLUMNS = 9
+
+
+class Row(NamedTuple):
+    """Hold what a row of the table says of a block: first addresses, 0 for none.
+
+    Args:
+        param: θ.
+        grad: g; 0 leaves the block out.
+        momentum: m or its codes.
+        momentum_scale: the scales of the codes.
+        scale: s.
+        seed: the rounding seed.
+        row_scale: factors on s.
+        column_scale: factors on s.
+        column_map: where the layout is "reordered", which column an entry of a row
+            belongs to, in the order of memory, int32.
+        param_map: where the layout is "gathered", where the columns of a row lie, in
+            entries from its first, int32.
+        grad_map: the same of g.
+        momentum_map: the same of m.
+        param_stride: from row to row in entries, where the layout is "gathered".
+        grad_stride: the same of g.
+        momentum_stride: the same of m.
+        cols: entries of a row.
+        num_groups: of all rows.
+        start: index of the first entry in the whole block.
+        pitch: from the index of an entry to that of its neighbour in the next row.
+        first_program: of those that share the block's groups.
+    """
+
+    param: int
+    grad: int
+    momentum: int
+    momentum_scale: int
+    scale: int
+    seed: int
+    row_scale: int
+    column_scale: int
+    column_map: int
+    param_map: int
+    grad_map: int
+    momentum_map: int
+    param_stride: int
+    grad_stride: int
+    momentum_stride: int
+    cols: int
+    num_groups: int
+    start: int
+    pitch: int
+    first_program: int
+
+
+NUM_FIELDS = tl.constexpr(len(Row._fields))
+(
+    PARAM,
+    GRAD,
+    MOMENTUM_BUFFER,
+    MOMENTUM_SCALE,
+    SCALE,
+    SEED,
+    ROW_SCALE,
+    COLUMN_SCALE,
+    COLUMN_MAP,
+    PARAM_MAP,
+    GRAD_MAP,
+    MOMENTUM_MAP,
+    PARAM_STRIDE,
+    GRAD_STRIDE,
+    MOMENTUM_STRIDE,
+    COLS,
+    NUM_GROUPS,
+    START,
+    PITCH,
+    FIRST_PROGRAM,
+) = map(tl.constexpr, range(len(Row._fields)))
 
 
 @triton.jit
-def _pointer(row, COLUMN: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
+def _pointer(row, FIELD: tl.constexpr, DTYPE: tl.constexpr, ALIGNED: tl.constexpr):
     """Read an address from the table."""
-    pointer = tl.load(row + COLUMN).to(tl.pointer_type(DTYPE))
+    pointer = tl.load(row + FIELD).to(tl.pointer_type(DTYPE))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer
@@ -78,21 +154,69 @@ def _encode(values, noise, MAX_CODE: tl.constexpr, STOCHASTIC: tl.constexpr):
 
 
 @triton.jit
-def _entries(row, group, lane, held, WHOLE: tl.constexpr):
-    """Return the groups' entries, first bytes and byte ends of codes, and a mask."""
+def _lines(row, group, lane, held, LAYOUT: tl.constexpr, WHOLE: tl.constexpr):
+    """Return the rows and first columns of groups, and which entries there are."""
+    if WHOLE and LAYOUT == "run":
+        # Nobody asks for rows and columns, and dividing costs.
+        line, start, mask = group, group, held & (lane >= 0)
+    else:
+        cols = tl.load(row + COLS)
+        per_row = (cols + GROUP - 1) // GROUP
+        line, start = group // per_row, (group % per_row) * GROUP
+        mask = held & (lane >= 0 if WHOLE else start + lane < cols)
+    return line, start, mask
+
+
+@triton.jit
+def _entries(row, group, lane, line, start, WHOLE: tl.constexpr):
+    """Return places of entries that lie one behind the other, and of their codes.
+
+    Those are the first bytes of the groups and the ends of the rows' bytes, where two
+    share a byte.
+    """
     if WHOLE:
         entry = group * GROUP + lane
         first_byte, byte_end = group * (GROUP // 2), group * (GROUP // 2) + GROUP // 2
-        mask = held & (lane >= 0)
     else:
-        cols = tl.load(row + 6)
-        per_row = (cols + GROUP - 1) // GROUP
-        line, column = group // per_row, (group % per_row) * GROUP
-        entry = line * cols + column + lane
+        cols = tl.load(row + COLS)
+        entry = line * cols + start + lane
         row_bytes = (cols + 1) // 2
-        first_byte, byte_end = line * row_bytes + column // 2, (line + 1) * row_bytes
-        mask = held & (column + lane < cols)
-    return entry, first_byte, byte_end, mask
+        first_byte, byte_end = line * row_bytes + start // 2, (line + 1) * row_bytes
+    return entry, first_byte, byte_end
+
+
+@triton.jit
+def _gathered(
+    row,
+    entry,
+    line,
+    column,
+    mask,
+    MAP: tl.constexpr,
+    STRIDE: tl.constexpr,
+    LAYOUT: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """Return the places of a tensor's entries."""
+    if LAYOUT == "gathered":
+        places = _pointer(row, MAP, tl.int32, WHOLE) + column
+        entry = line * tl.load(row + STRIDE) + tl.load(places, mask, other=0)
+    return entry
+
+
+@triton.jit
+def _step_size(
+    row, step, line, column, held, mask, LAYOUT: tl.constexpr, ALIGNED: tl.constexpr
+):
+    """Return the step size times the factors of the rows and of the columns."""
+    if LAYOUT != "run":
+        rows = _pointer(row, ROW_SCALE, tl.float32, False)
+        has_rows = held & (tl.load(row + ROW_SCALE) != 0)
+        columns = _pointer(row, COLUMN_SCALE, tl.float32, ALIGNED)
+        has_columns = mask & (tl.load(row + COLUMN_SCALE) != 0)
+        step = step * tl.load(rows + line, has_rows, other=1.0)
+        step = step * tl.load(columns + column, has_columns, other=1.0)
+    return step
 
 
 @triton.jit
@@ -130,10 +254,12 @@ def _store_codes(
         tl.store(buffer + entry, codes.to(tl.int8), mask)
 
 
-@triton.jit
+# Numbers that are 1 or multiples of 16 would else get kernels of their own.
+@triton.jit(do_not_specialize=["first_program"])
 def update_kernel(
     table,
     owners,
+    first_program,
     lr,
     weight_decay,
     weight,
@@ -142,9 +268,8 @@ def update_kernel(
     MOMENTUM: tl.constexpr,
     BITS: tl.constexpr,
     STOCHASTIC: tl.constexpr,
-    FROM_GRAD: tl.constexpr,
-    FORGETS: tl.constexpr,
     LR_ON_DEVICE: tl.constexpr,
+    LAYOUT: tl.constexpr,
     WHOLE: tl.constexpr,
     ALIGNED: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -152,60 +277,90 @@ def update_kernel(
     """Update `GROUPS` groups of a block.
 
     Args:
-        table: int64, shape (blocks, `NUM_COLUMNS`): addresses of θ, g, m, the momentum
-            scales, s and the seed, then columns, groups and first program of a block.
+        table: int64, shape (blocks, `NUM_FIELDS`): a :class:`Row` for each block.
         owners: int32, shape (programs,): the block of each program.
+        first_program: number of the first program.
         lr: η, a number or the address of one.
         weight_decay: λ.
-        weight: of the average m = base + weight (g - m).
+        weight: of g - m in the new m, which is m + weight (g - m) where it is positive,
+            g + weight (g - m) where it is negative, and g where it is 0.
         sign: of the step.
         DTYPE: of θ and g.
         MOMENTUM: dtype of m or of what holds its codes, None without momentum.
         BITS: of a code, 0 where m is not coded.
         STOCHASTIC: whether results round stochastically.
-        FROM_GRAD: whether the average's base is g instead of m.
-        FORGETS: whether m = g.
         LR_ON_DEVICE: whether `lr` is an address.
+        LAYOUT: how entries lie, as `Layout` in :mod:`saiopt.update.triton` says.
         WHOLE: whether the rows of all blocks are whole groups.
         ALIGNED: whether all addresses are multiples of 16.
         GROUPS: groups of a program.
     """
-    program = tl.program_id(0)
-    row = table + tl.load(owners + program) * 9
-    group = (program - tl.load(row + 8)) * GROUPS + tl.arange(0, GROUPS)[:, None]
+    program = tl.program_id(0) + first_program
+    row = table + tl.load(owners + program) * NUM_FIELDS
+    first = program - tl.load(row + FIRST_PROGRAM)
+    group = first * GROUPS + tl.arange(0, GROUPS)[:, None]
     lane = tl.arange(0, GROUP)[None, :]
-    held = group < tl.load(row + 7)
-    entry, first_byte, byte_end, mask = _entries(row, group, lane, held, WHOLE)
+    held = (group < tl.load(row + NUM_GROUPS)) & (tl.load(row + GRAD) != 0)
+    line, start, mask = _lines(row, group, lane, held, LAYOUT, WHOLE)
+    entry, first_byte, byte_end = _entries(row, group, lane, line, start, WHOLE)
+    column = start + lane
+
+    param_at = _gathered(
+        row, entry, line, column, mask, PARAM_MAP, PARAM_STRIDE, LAYOUT, WHOLE
+    )
+    grad_at = _gathered(
+        row, entry, line, column, mask, GRAD_MAP, GRAD_STRIDE, LAYOUT, WHOLE
+    )
+    if LAYOUT == "reordered":
+        columns = _pointer(row, COLUMN_MAP, tl.int32, WHOLE)
+        column = tl.load(columns + column, mask, other=0)
 
     if STOCHASTIC:
-        seed = tl.load(_pointer(row, 5, tl.int32, False)).to(tl.uint32, bitcast=True)
-        noise = _mix(entry.to(tl.uint32) ^ _mix(seed))
+        index = entry
+        if LAYOUT != "run":
+            index = line * tl.load(row + PITCH) + column
+        index += tl.load(row + START)
+        seed = tl.load(_pointer(row, SEED, tl.int32, False)).to(tl.uint32, bitcast=True)
+        noise = _mix(index.to(tl.uint32) ^ _mix(seed + 1))
     else:
         noise = entry.to(tl.uint32)
     high = noise >> 16
 
-    params = _pointer(row, 0, DTYPE, ALIGNED) + entry
+    params = _pointer(row, PARAM, DTYPE, ALIGNED) + param_at
     param = tl.load(params, mask, other=0.0).to(tl.float32)
-    grads = _pointer(row, 1, DTYPE, ALIGNED) + entry
+    grads = _pointer(row, GRAD, DTYPE, ALIGNED) + grad_at
     momentum = tl.load(grads, mask, other=0.0).to(tl.float32)
 
     if BITS > 0:
-        scales = _pointer(row, 3, tl.bfloat16, ALIGNED) + group
+        scales = _pointer(row, MOMENTUM_SCALE, tl.bfloat16, ALIGNED) + group
     if MOMENTUM is not None:
-        buffer = _pointer(row, 2, MOMENTUM, ALIGNED)
-        if not FORGETS:
-            old = _load_codes(buffer, entry, first_byte, lane, mask, BITS)
-            if BITS > 0:
-                old *= tl.load(scales, held, other=0.0).to(tl.float32)
-            difference = momentum - old
-            if FROM_GRAD:
-                momentum = tl.fma(difference, weight, momentum)
-            else:
-                momentum = tl.fma(difference, weight, old)
+        buffer = _pointer(row, MOMENTUM_BUFFER, MOMENTUM, ALIGNED)
+        momentum_at = entry
+        if BITS == 0:
+            momentum_at = _gathered(
+                row,
+                entry,
+                line,
+                column,
+                mask,
+                MOMENTUM_MAP,
+                MOMENTUM_STRIDE,
+                LAYOUT,
+                WHOLE,
+            )
+        runs = mask & (weight != 0)
+        old = _load_codes(buffer, momentum_at, first_byte, lane, runs, BITS)
+        if BITS > 0:
+            old *= tl.load(scales, held & (weight != 0), other=0.0).to(tl.float32)
+        base = tl.where(weight < 0, momentum, old)
+        moved = tl.fma(momentum - old, weight, base)
+        # What is forgotten may not be finite, and the gradient neither.
+        momentum = tl.where(weight == 0, momentum, moved)
 
     if LR_ON_DEVICE:
         lr = tl.load(lr).to(tl.float32)
-    step = sign * (lr * tl.load(_pointer(row, 4, tl.float32, False)))
+    step = sign * (lr * tl.load(_pointer(row, SCALE, tl.float32, False)))
+    step = _step_size(row, step, line, column, held, mask, LAYOUT, ALIGNED)
     param = tl.fma(momentum, step, param * (1.0 - lr * weight_decay))
     _store(params, param, noise & 0xFFFF, mask, DTYPE, STOCHASTIC)
 
@@ -217,4 +372,4 @@ def update_kernel(
             buffer, codes, entry, first_byte, byte_end, held, mask, BITS, GROUPS
         )
     elif MOMENTUM is not None:
-        _store(buffer + entry, momentum, high, mask, MOMENTUM, STOCHASTIC)
+        _store(buffer + momentum_at, momentum, high, mask, MOMENTUM, STOCHASTIC)
