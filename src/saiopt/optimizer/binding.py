@@ -168,7 +168,7 @@ class Binding:
         for index, (group, live) in enumerate(
             zip(self._groups, self._live, strict=True)
         ):
-            kinds: dict[object, list[int]] = {}
+            kinds: dict[tuple[tuple[str, ...], Execution | None, bool], list[int]] = {}
             for i in live:
                 param = group["params"][i]
                 keys = tuple(k for k in state.KEYS if k in states[param])
