@@ -32,9 +32,9 @@ def step_on(model, optimizer, share, first, last):
         optimizer.step()
 
 
-def spread(name, dtype, **options):
+def spread(name, dtype, make=make_net, **options):
     layout = LAYOUTS[name]
-    model = layout.spread(make_net(dtype))
+    model = layout.spread(make(dtype))
     optimizer = SGDSaI(model.parameters(), **{**OPTIONS, **options})
     return model, optimizer
 

@@ -6,6 +6,8 @@ Each layout trains the same float64 model on the same global batches. The table 
 the largest relative difference of a scale from one process, the largest difference of
 a parameter after 20 steps relative to the parameter's largest entry, and the
 collectives that the optimizer itself ran in its first step and in all later ones.
+Then it gives bfloat16 weights and int8 momentum the same gradients bit for bit, and
+counts the entries that are rounded otherwise than in one process.
 """
 
 import contextlib
@@ -23,7 +25,7 @@ from torch.distributed.fsdp import (
     ShardingStrategy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -61,6 +63,12 @@ class Net(nn.Module):
 def make_net(dtype=torch.float64):
     torch.manual_seed(0)
     return Net().to(dtype)
+
+
+def make_wide_net(dtype=torch.bfloat16):
+    """Matrices that are large enough for codes, with rows that groups do not divide."""
+    torch.manual_seed(0)
+    return Net(67, 128).to(dtype)
 
 
 def batches(count):
@@ -156,18 +164,24 @@ class Layout(NamedTuple):
     share: Callable = by_rank
     zero: bool = False
     tolerance: float = 1e-6
+    # Of the weights and of the momentum where roundings are compared.
+    dtype: torch.dtype = torch.bfloat16
+    state_dtype: torch.dtype = torch.int8
 
 
 LAYOUTS = {
     "DDP": Layout(2, ddp),
     "ZeroRedundancyOptimizer": Layout(2, ddp, zero=True),
-    "FSDP1, original parameters": Layout(2, fsdp1),
-    "FSDP1, hybrid": Layout(4, fsdp1_hybrid),
+    # Its slices cannot be coded.
+    "FSDP1, original parameters": Layout(2, fsdp1, state_dtype=torch.bfloat16),
+    "FSDP1, hybrid": Layout(4, fsdp1_hybrid, state_dtype=torch.bfloat16),
     "FSDP2": Layout(2, fsdp2),
     "FSDP2, empty shards": Layout(4, fsdp2),
     "FSDP2, CPU offload": Layout(2, fsdp2_offload),
     # The model computes in bfloat16: its gradients themselves are that coarse.
-    "FSDP2, mixed precision": Layout(2, fsdp2_mixed, tolerance=5e-2),
+    "FSDP2, mixed precision": Layout(
+        2, fsdp2_mixed, tolerance=5e-2, dtype=torch.float32
+    ),
     "HSDP": Layout(4, hsdp),
     "TP": Layout(2, tensor_parallel, the_same),
     "FSDP2 + TP": Layout(4, fsdp2_tensor_parallel, by_pair),
@@ -237,6 +251,61 @@ def run_alone(scaling, steps):
     return full_params(model), get_scales(optimizer, model)
 
 
+def draw_grads(model, step):
+    """Give every parameter its part of the same whole gradient under all layouts."""
+    generator = torch.Generator().manual_seed(step)
+    if dist.is_initialized():
+        # As averaging real gradients does, it lets no rank step before all are there.
+        dist.barrier()
+    sliced = isinstance(model, FullyShardedDataParallel)
+    summon = contextlib.nullcontext()
+    if sliced:
+        ids = torch.arange(VOCAB)
+        model(ids).sum().backward()
+        summon = FullyShardedDataParallel.summon_full_params(model, with_grads=True)
+    with summon, torch.no_grad():
+        for param in model.parameters():
+            whole = torch.randn(param.shape, generator=generator).to(param.dtype)
+            if sliced:
+                param.grad.copy_(whole)
+            elif isinstance(param, DTensor):
+                mesh, placements = param.device_mesh, param.placements
+                param.grad = distribute_tensor(whole, mesh, placements)
+            else:
+                param.grad = whole
+
+
+def run_rounded(name, dtype, state_dtype, steps=4, make=make_wide_net):
+    """Return parameters after steps with drawn gradients; no name means one process."""
+    layout = LAYOUTS.get(name, Layout(1, lambda net: net))
+    model = layout.spread(make(dtype))
+    if dist.is_initialized():
+        # As many programs do, so that ranks draw apart.
+        torch.manual_seed(dist.get_rank())
+    options = {**OPTIONS, "state_dtype": state_dtype}
+    if layout.zero:
+        optimizer = zero_redundancy(model, options)
+    else:
+        optimizer = SGDSaI(model.parameters(), **options)
+    for step in range(steps):
+        draw_grads(model, step)
+        optimizer.step()
+    return full_params(model)
+
+
+def count_rounded_otherwise(workers, name):
+    """Return how many entries differ from one process, on any rank."""
+    layout = LAYOUTS[name]
+    expected = run_rounded(None, layout.dtype, layout.state_dtype)
+    return sum(
+        (found[key] != value).sum().item()
+        for found in workers.run(
+            layout.world, run_rounded, name, layout.dtype, layout.state_dtype
+        )
+        for key, value in expected.items()
+    )
+
+
 class Comparison(NamedTuple):
     """How a layout differs from one process."""
 
@@ -268,10 +337,12 @@ def main():
     workers = Workers()
     print(
         f"{'layout':<28}{'ranks':>6}{'scales':>10}{'params':>10}{'first':>7}{'later':>7}"
+        f"{'rounded':>9}"
     )
     for name, layout in LAYOUTS.items():
         scales, params, first, later = compare(workers, name)
         numbers = f"{layout.world:>6}{scales:>10.1e}{params:>10.1e}{first:>7}{later:>7}"
+        numbers += f"{count_rounded_otherwise(workers, name):>9}"
         print(f"{name:<28}{numbers}", flush=True)
     workers.stop()
 

@@ -32,6 +32,11 @@ def test_a_layout_scales_and_trains_like_one_process(workers, name):
     assert found.later_collectives == 0
 
 
+@ALL_LAYOUTS
+def test_a_layout_rounds_like_one_process(workers, name):
+    assert layouts.count_rounded_otherwise(workers, name) == 0
+
+
 @pytest.mark.parametrize("name", ["DDP", "ZeroRedundancyOptimizer", "FSDP2", "HSDP"])
 def test_gsnr_max_divides_by_the_largest_of_all_ranks(workers, name):
     found = layouts.compare(workers, name, scaling="gsnr_max", steps=5)
@@ -326,6 +331,20 @@ def test_a_checkpoint_of_two_ranks_continues_on_other_numbers(workers, tmp_path,
         assert found_scales == scales
         for key, value in params.items():
             torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("state_dtype", [torch.int8, "int4"])
+def test_roundings_go_on_bit_for_bit_on_other_numbers_of_ranks(
+    workers, tmp_path, state_dtype
+):
+    options = {"make": layouts.make_wide_net, "state_dtype": state_dtype}
+    args = ("FSDP2", tmp_path, BF16, {}, 4, options)
+    params, scales, _ = workers.run(2, checkpoints.save, *args)[0]
+    # The gradients are averaged over powers of two, and so are the same bits.
+    for world in (1, 2, 4):
+        for found, found_scales, _ in workers.run(world, checkpoints.load, *args):
+            assert found_scales == scales
+            assert all(torch.equal(found[k], v) for k, v in params.items())
 
 
 @pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)

@@ -61,7 +61,8 @@ def place_of(param: Tensor) -> Place:
 
     Returns:
         Its place. Parts that are cut along the third dimension or a later one have no
-        pitch: theirs begin where no other part's do, and go on as if they were whole.
+        pitch in the whole. They are counted part by part instead of row by row, so
+        that no two entries of the whole have the same index.
     """
     if not is_dtensor(param):
         return Place(slice_start(param), matrix_shape(param.shape)[1])
@@ -69,12 +70,15 @@ def place_of(param: Tensor) -> Place:
 
     # It makes tensors on the user's default device, and reads them.
     with torch.device("cpu"):
-        _, offsets = compute_local_shape_and_global_offset(
+        here, offsets = compute_local_shape_and_global_offset(
             param.shape, param.device_mesh, param.placements
         )
-    strides = torch.empty(param.shape, device="meta").stride()
-    start = sum(o * stride for o, stride in zip(offsets, strides, strict=True))
-    return Place(start, matrix_shape(param.shape)[1])
+    by_part = any(_dim(p) > 1 for p in param.placements)
+    start, outer = 0, 1
+    for dim, offset in enumerate(offsets):
+        start += outer * offset * math.prod(param.shape[dim + 1 :])
+        outer *= here[dim] if by_part else 1
+    return Place(start, matrix_shape(here if by_part else param.shape)[1])
 
 
 def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
@@ -334,18 +338,26 @@ def checksums(params: Sequence[Tensor]) -> list[int]:
         params: parameters, the same in the same order on every rank that shares one.
 
     Returns:
-        The sum of all entries' bits, as integers of their width, modulo 2^32. One
-        host synchronisation, and one collective per process group that shares any.
+        The sum over all entries of their bits, as an integer of their width, and of an
+        odd number, which tells zeros of different sizes apart; modulo 2^32. One host
+        synchronisation for each device, and one collective for each process group that
+        shares any.
     """
     sums = [{"block": _sum_of_bits(local_entries(p))} for p in params]
     add_over_ranks(params, sums)
-    return [int(part["block"].item()) % 2**32 for part in sums]
+    found = [0] * len(params)
+    for device in {part["block"].device for part in sums}:
+        rows = [i for i, part in enumerate(sums) if part["block"].device == device]
+        values = torch.stack([sums[i]["block"] for i in rows]).tolist()
+        for i, value in zip(rows, values, strict=True):
+            found[i] = value % 2**32
+    return found
 
 
 def _sum_of_bits(tensor: Tensor) -> Tensor:
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = tensor.detach().view(integers[tensor.element_size()])
-    return bits.sum(dtype=torch.int64)
+    return bits.sum(dtype=torch.int64) + 0x9E3779B1 * tensor.numel() % 2**32
 
 
 def largest_over_ranks(value: float) -> float:

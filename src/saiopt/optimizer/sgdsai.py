@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT, StateDict
 
+from saiopt.distributed.run_seed import tell_run_seed
 from saiopt.scaling import Scaling, rule_of
 
 from . import options
@@ -34,7 +35,8 @@ class SGDSaI(Optimizer):
 
     Until then only the decay acts on the block. The first call of :meth:`step`
     allocates the state of every parameter that requires a gradient. Steps in which a
-    sharded block waits run one small collective per process group, later ones none.
+    sharded block waits run one small collective per process group, the first one more
+    where sharded blocks round stochastically, later ones none.
 
     On a float32 model without degenerate blocks this follows the authors' release 1.0.3
     to rounding. It deviates on degenerate blocks (:func:`saiopt.scaling.gsnr`), and
@@ -63,8 +65,10 @@ class SGDSaI(Optimizer):
             entry where 32 divides c; parameters of one dimension or of less than 4096
             entries keep float32 instead. FSDP1's slices cannot be coded: refused.
         stochastic_rounding: whether results in bfloat16 and in codes round
-            stochastically. None means yes. Weights in float16 always round to the
-            nearest, so that steps of less than half their spacing are lost.
+            stochastically. None means yes. The noise is that of an entry of the whole
+            block, on any ranks, and of the run by the first rank's
+            :func:`torch.initial_seed`. Weights in float16 always round to the nearest,
+            so that steps of less than half their spacing are lost.
 
     Raises:
         TypeError: an argument is of the wrong kind, or a parameter is complex or
@@ -121,6 +125,7 @@ class SGDSaI(Optimizer):
         options.check(defaults)
         self._binding, self._shapes = None, set()
         super().__init__(params, defaults)
+        tell_run_seed()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; its blocks calibrate by themselves.

@@ -22,6 +22,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from saiopt.distributed.fsdp1 import is_slice
+from saiopt.distributed.run_seed import run_seed
 from saiopt.distributed.shards import (
     checksums,
     hold_whole_groups,
@@ -201,9 +203,11 @@ def _scalar(param: Tensor, dtype: torch.dtype) -> Tensor:
 def first_seeds(params: Sequence[Tensor]) -> list[Tensor]:
     """Return the first rounding seeds of blocks.
 
-    A block's noise is its own, wherever it stands among an optimizer's parameters and
-    on whichever ranks: it follows from the bits of the parameter, and among equal ones
-    from their order; and it is the run's, by :func:`torch.initial_seed`.
+    A block's noise is its own, wherever it stands among an optimizer's parameters, in
+    whichever of several optimizers, and on whichever ranks: it follows from the bits of
+    the whole parameter. It is the run's by its seed, which ranks share, so that
+    replicas round alike. Parameters that are equal differ by their order; in different
+    optimizers they have the same noise.
 
     Args:
         params: parameters that round stochastically, the same on all ranks that share
@@ -214,12 +218,12 @@ def first_seeds(params: Sequence[Tensor]) -> list[Tensor]:
     """
     if any(not is_concrete(p) for p in params):
         return [_scalar(p, torch.int32) for p in params]
-    run, twins = torch.initial_seed(), {}
-    seeds = []
-    for param, checksum in zip(params, checksums(params), strict=True):
-        key = (tuple(param.shape), checksum)
-        twins[key] = twins.get(key, -1) + 1
-        seed = _spread(checksum, param.numel(), run, run >> 32, twins[key])
+    found = checksums(params)
+    # Asked after the collectives: by then the first rank has told it.
+    run, twins, seeds = run_seed(), Counter[int](), []
+    for param, checksum in zip(params, found, strict=True):
+        seed = _spread(checksum, run, run >> 32, twins[checksum])
+        twins[checksum] += 1
         seeds.append(torch.tensor(seed - 2**31, dtype=torch.int32, device=param.device))
     return seeds
 
