@@ -18,6 +18,7 @@ from .binding import Binding, Taken
 from .calibration import held_largest
 from .lane import Call
 from .state_dict import A_CALLABLE, check_loaded, fill_in, keep, unwrap
+from .wrappers import bare_optimizer
 
 StateDtype: TypeAlias = "torch.dtype | Literal['float32', 'bfloat16', 'int8', 'int4']"
 
@@ -305,6 +306,27 @@ class SGDSaI(Optimizer):
     def _calls(self) -> list[Call]:
         binding, taken = self._take()
         return binding.calls(taken)
+
+
+def sgdsai_of(optimizer: Optimizer) -> SGDSaI:
+    """Return the SGDSaI that an optimizer is or wraps.
+
+    Args:
+        optimizer: an SGDSaI, or a wrapper that has one as its `.optimizer`.
+
+    Returns:
+        The optimizer itself, whose state is the one that steps use.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    found = bare_optimizer(optimizer)
+    if not isinstance(found, SGDSaI):
+        raise TypeError(
+            f"optimizer must be SGDSaI, got {type(found).__name__}: wrappers must have "
+            "an SGDSaI as their .optimizer"
+        )
+    return found
 
 
 def _given(taken: Taken | None) -> Taken:

@@ -23,7 +23,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ SCALARS = {
 }
 
 
-def is_state(entry: object) -> bool:
+def is_state(entry: object) -> TypeGuard[dict[str, Any]]:
     """Tell whether an entry of the optimizer's state is one of a block.
 
     Args:
