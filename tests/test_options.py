@@ -1,5 +1,9 @@
+import inspect
 import io
 import math
+import pydoc
+import typing
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -192,3 +196,51 @@ def test_a_learning_rate_in_16_bits_decays_as_a_float(execution):
         shrunk.append(weight.detach())
     assert torch.equal(*shrunk)
     assert shrunk[0].max() < 1
+
+
+# The signature
+
+
+@pytest.mark.parametrize("name", ["betas", "beta1"])
+def test_what_takes_the_place_of_betas_is_named(name):
+    with pytest.raises(TypeError, match=rf"argument '{name}' .*: momentum takes"):
+        SGDSaI([param()], lr=1e-3, **{name: (0.9, 0.95)})
+
+
+def test_the_first_arguments_are_those_of_the_authors_class():
+    signature = inspect.signature(SGDSaI)
+    first = list(signature.parameters.items())[:5]
+    assert [(name, p.default) for name, p in first] == [
+        ("params", inspect.Parameter.empty),
+        ("lr", 1e-2),
+        ("momentum", 0.9),
+        ("eps", 1e-8),
+        ("weight_decay", 1e-2),
+    ]
+    optimizer = SGDSaI([param()], 0.5, 0.8, 1e-6, 0.25)
+    [group] = optimizer.param_groups
+    assert [group[name] for name, _ in first[1:]] == [0.5, 0.8, 1e-6, 0.25]
+
+
+def test_the_signature_names_the_arguments_and_no_others():
+    for signature in (inspect.signature(SGDSaI), inspect.signature(SGDSaI.__init__)):
+        kinds = {p.kind for p in signature.parameters.values()}
+        assert inspect.Parameter.VAR_KEYWORD not in kinds
+        assert inspect.Parameter.VAR_POSITIONAL not in kinds
+    spec = inspect.getfullargspec(SGDSaI.__init__)
+    assert (spec.args[0], spec.varkw) == ("self", None)
+    shown = pydoc.render_doc(SGDSaI, renderer=pydoc.plaintext)
+    assert "class SGDSaI(torch.optim.optimizer.Optimizer)\n |  SGDSaI(params:" in shown
+    assert "unknown" not in shown
+    given = {name for name in inspect.signature(SGDSaI).parameters if name != "params"}
+    assert given == SGDSaI([param()]).defaults.keys() - {"differentiable"}
+
+
+def test_typed_command_lines_find_all_state_dtypes_and_scalings():
+    hints = typing.get_type_hints(SGDSaI.__init__)
+    names = Literal["float32", "bfloat16", "int8", "int4"]
+    assert hints["state_dtype"] == torch.dtype | names | None
+    assert str in typing.get_args(hints["scaling"])
+    assert "unknown" not in hints
+    for name in typing.get_args(names):
+        SGDSaI([param()], state_dtype=name)

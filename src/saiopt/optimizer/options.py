@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -23,7 +25,13 @@ STATE_DTYPES = (*_DTYPE_NAMES.values(), "int4")
 # What is narrower has no spacing left for a step.
 _PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # What users of other optimizers know instead.
-_TAKES_THEIR_PLACE = {"betas": "momentum", "beta1": "momentum", "alpha": "momentum"}
+_TAKES_THEIR_PLACE = {
+    "betas": "momentum",
+    "beta1": "momentum",
+    "beta": "momentum",
+    "dampening": "momentum",
+}
+_P = ParamSpec("_P")
 _NUMBERS = {"lr", "momentum", "eps", "weight_decay"}
 
 
@@ -89,21 +97,35 @@ def check_names(options: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_unknown(names: Mapping[str, object]) -> None:
-    """Raise for arguments that there are not.
+def refuse_unknown(init: Callable[_P, None]) -> Callable[_P, None]:
+    """Let a constructor name what takes the place of an argument that it lacks.
+
+    Its signature stays as it is, for whoever reads it: people, type checkers, and
+    frameworks that choose what to pass.
 
     Args:
-        names: what was given beside the known arguments.
+        init: the constructor.
 
-    Raises:
-        TypeError: there is one.
+    Returns:
+        The same, which raises TypeError for unknown names.
     """
-    for name, value in names.items():
-        instead = _TAKES_THEIR_PLACE.get(name)
-        hint = f": {instead} takes its place" if instead else ""
-        raise TypeError(
-            f"SGDSaI got an unexpected keyword argument {name!r} ({value!r}){hint}"
-        )
+    known = inspect.signature(init)
+
+    @functools.wraps(init)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        for name, value in kwargs.items():
+            if name not in known.parameters:
+                instead = _TAKES_THEIR_PLACE.get(name)
+                hint = f": {instead} takes its place" if instead else ""
+                raise TypeError(
+                    f"SGDSaI got an unexpected keyword argument {name!r} ({value!r})"
+                    f"{hint}"
+                )
+        init(*args, **kwargs)
+
+    # For those who ask without looking through wrappers.
+    vars(checked)["__signature__"] = known
+    return checked
 
 
 def check_given(param: Tensor) -> None:

@@ -20,7 +20,8 @@ from .lane import Call
 from .state_dict import A_CALLABLE, check_loaded, fill_in, keep, unwrap
 from .wrappers import bare_optimizer
 
-StateDtype: TypeAlias = "torch.dtype | Literal['float32', 'bfloat16', 'int8', 'int4']"
+# Strings are what command lines and files have, a dtype is what torch's users write.
+StateDtype: TypeAlias = torch.dtype | Literal["float32", "bfloat16", "int8", "int4"]
 
 
 class SGDSaI(Optimizer):
@@ -59,10 +60,11 @@ class SGDSaI(Optimizer):
         foreach: whether to update lists of tensors together. None chooses.
         fused: whether to use a fused kernel. None chooses.
         state_dtype: dtype of the momentum: None for the parameter's, torch.float32,
-            torch.bfloat16, torch.int8 or `"int4"`. A row of c entries takes c + 2⌈c/32⌉
-            bytes in 8 bits and ⌈c/2⌉ + 2⌈c/32⌉ in 4, which is 1.0625 and 0.5625 per
-            entry where 32 divides c; parameters of one dimension or of less than 4096
-            entries keep float32 instead. FSDP1's slices cannot be coded: refused.
+            torch.bfloat16, torch.int8, the names of these, or `"int4"`. A row of c
+            entries takes c + 2⌈c/32⌉ bytes in 8 bits and ⌈c/2⌉ + 2⌈c/32⌉ in 4, which is
+            1.0625 and 0.5625 per entry where 32 divides c; parameters of one dimension
+            or of less than 4096 entries keep float32 instead. FSDP1's slices cannot be
+            coded: refused.
         stochastic_rounding: whether results in bfloat16 and in codes round
             stochastically. None means yes. Weights in float16 always round to the
             nearest, so that steps of less than half their spacing are lost.
@@ -89,6 +91,7 @@ class SGDSaI(Optimizer):
     # The shapes of the blocks that were given: others are flattened or cut ones.
     _shapes: set[torch.Size]
 
+    @options.refuse_unknown
     def __init__(
         self,
         params: ParamsT,
@@ -103,9 +106,7 @@ class SGDSaI(Optimizer):
         fused: bool | None = None,
         state_dtype: StateDtype | None = None,
         stochastic_rounding: bool | None = None,
-        **unknown: object,
     ) -> None:
-        options.refuse_unknown(unknown)
         given = {
             "lr": lr,
             "momentum": momentum,

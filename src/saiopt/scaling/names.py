@@ -19,7 +19,8 @@ RULES: dict[str, Rule] = {
     "sqrt_numel": SQRT_NUMEL,
     "none": NONE,
 }
-Scaling: TypeAlias = "str | Callable[[Moments], Tensor]"
+# Aliases are types, not strings: typed command lines read them.
+Scaling: TypeAlias = str | Callable[[Moments], Tensor]
 
 
 def rule_of(scaling: Scaling) -> Rule:
