@@ -165,11 +165,14 @@ def check_trained(param: Tensor, options: Mapping[str, Any], name: str) -> None:
         ValueError: `stochastic_rounding` is True for one of float16.
     """
     if param.layout != torch.strided or param.dtype not in _PARAM_DTYPES:
-        ways = {True: ": train torch.view_as_real() of it"}
-        way = ways.get(param.is_complex(), "")
+        way = "leave it out, or freeze it"
+        if param.is_complex():
+            way = "train torch.view_as_real() of it"
+        elif param.layout != torch.strided:
+            way = "train its to_dense()"
         raise TypeError(
             "params must be dense real tensors of 16, 32 or 64 bits of floating point, "
-            f"got {param.dtype} with layout {param.layout} for {name}{way}"
+            f"got {param.dtype} with layout {param.layout} for {name}: {way}"
         )
     if options["stochastic_rounding"] and param.dtype == torch.float16:
         raise ValueError(
@@ -221,7 +224,7 @@ def check_grad(param: Tensor, name: str) -> None:
     if grad.shape != param.shape:
         raise RuntimeError(
             "gradients must have the shapes of their parameters, "
-            f"got {tuple(grad.shape)} for {tuple(param.shape)}"
+            f"got {tuple(grad.shape)} for {tuple(param.shape)} of {name}"
         )
     if grad.dtype != param.dtype and grad.dtype not in _PARAM_DTYPES:
         raise RuntimeError(

@@ -167,9 +167,12 @@ class SGDSaI(Optimizer):
         Raises:
             RuntimeError: a gradient is sparse, a parameter has changed its shape, or an
                 execution or a state dtype that was asked for does not exist for it.
-                Then no parameter has changed.
-            ValueError: a scaling callable returns a scale that is not positive and
-                finite as float32.
+            TypeError: an option that was put into a group is of the wrong kind, or a
+                parameter that trains now cannot be updated.
+            ValueError: such an option is out of its range, except for a rate whose
+                value only an accelerator knows; or a scaling callable returns a scale
+                that is not positive and finite as float32. In all cases no parameter
+                has changed.
         """
         loss = None
         if closure is not None:
@@ -197,8 +200,10 @@ class SGDSaI(Optimizer):
             i: its index in the group, which this optimizer does not need.
 
         Raises:
+            RuntimeError: see :meth:`step`.
+            TypeError: see :meth:`step`.
             ValueError: the parameter is not the optimizer's, or its group scales by
-                `"gsnr_max"`, which needs all gradients.
+                `"gsnr_max"`, which needs all gradients; or see :meth:`step`.
         """
         del group, i
         binding, taken = self._take_one(p)
@@ -217,6 +222,8 @@ class SGDSaI(Optimizer):
         """
         saved = super().state_dict()
         for group in saved["param_groups"]:
+            # What was put into a group since the last step.
+            group.update(options.normalised(group))
             if callable(group["scaling"]):
                 group["scaling"] = A_CALLABLE
         return saved
