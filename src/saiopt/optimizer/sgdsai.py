@@ -17,7 +17,15 @@ from . import options
 from .binding import Binding, Taken
 from .calibration import held_largest
 from .lane import Call
-from .state_dict import A_CALLABLE, check_loaded, fill_in, keep, unwrap
+from .state_dict import (
+    A_CALLABLE,
+    check_kind,
+    check_loaded,
+    check_places,
+    fill_in,
+    keep,
+    unwrap,
+)
 from .wrappers import bare_optimizer
 
 # Strings are what command lines and files have, a dtype is what torch's users write.
@@ -232,16 +240,28 @@ class SGDSaI(Optimizer):
         """Load a state_dict of this class or of the authors' `SGD_sai`.
 
         Tensors keep their dtypes, where torch would cast them to the parameters'.
-        Options come from the state_dict, as in torch, except `foreach` and `fused`.
+
+        Options come from the state_dict, as in torch, except `foreach`, `fused` and
+        `param_names`, which are compared: a name that this optimizer has at another
+        place is refused. Names that it does not have, of a model that
+        was renamed, are not compared, and neither is what wrappers put into names.
+        Hooks that bring a state_dict into order run before.
 
         Args:
             state_dict: what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: the param groups do not match, or the state is another
-                optimizer's or does not fit its parameters. Then nothing changes.
+            TypeError: an option that it has is of the wrong kind.
+            ValueError: the param groups do not match, an option is out of its range, or
+                the state is another optimizer's or does not fit its parameters. In all
+                cases nothing changes.
         """
-        hook = self.register_load_state_dict_pre_hook(lambda _, loaded: keep(loaded))
+
+        def shield(_: Optimizer, loaded: StateDict) -> StateDict:
+            check_places(loaded["param_groups"], self.param_groups)
+            return keep(loaded)
+
+        hook = self.register_load_state_dict_pre_hook(shield)
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -275,10 +295,12 @@ class SGDSaI(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         held_state = self.__dict__.get("state", {})
         held_groups = self.__dict__.get("param_groups", [])
-        loaded = unwrap(state.get("state", {}), held_state)
+        saved, groups = state.get("state", {}), state.get("param_groups", held_groups)
+        check_kind(saved, groups)
+        fill_in(groups, held_groups, state.get("defaults") or self.defaults)
+        loaded = unwrap(saved, held_state)
         check_loaded(loaded)
         super().__setstate__({**state, "state": defaultdict(dict, loaded)})
-        fill_in(self.param_groups, held_groups, self.defaults)
         self._shapes = {p.shape for g in self.param_groups for p in g["params"]}
         self._binding = None
 
