@@ -20,6 +20,7 @@ from saiopt.update import Execution, choose, warn_of_slow_codes
 
 from . import calibration, options, state
 from .calibration import Finding
+from .conversion import convert_momentum
 from .lane import MEASURING, RUNNING, WAITING, Call, Lane, Now
 
 Groups = list[dict[str, Any]]
@@ -142,6 +143,7 @@ class Binding:
                 for key in state.obsolete(entry, group):
                     del entry[key]
                 entry.update(state.complete(entry, param, group))
+                convert_momentum(entry, param, group)
                 states[param] = entry
                 if state.lacks_seed(entry, param, group):
                     seedless.append(param)

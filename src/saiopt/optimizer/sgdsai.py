@@ -20,11 +20,10 @@ from .lane import Call
 from .state_dict import (
     A_CALLABLE,
     check_kind,
-    check_loaded,
     check_places,
     fill_in,
     keep,
-    unwrap,
+    read,
 )
 from .wrappers import bare_optimizer
 
@@ -72,7 +71,9 @@ class SGDSaI(Optimizer):
             entries takes c + 2⌈c/32⌉ bytes in 8 bits and ⌈c/2⌉ + 2⌈c/32⌉ in 4, which is
             1.0625 and 0.5625 per entry where 32 divides c; parameters of one dimension
             or of less than 4096 entries keep float32 instead. FSDP1's slices cannot be
-            coded: refused.
+            coded: refused. A momentum of another dtype, from a checkpoint or from
+            before the group's option was changed, is converted to the nearest; None
+            keeps the dtype that there is.
         stochastic_rounding: whether results in bfloat16 and in codes round
             stochastically. None means yes. Weights in float16 always round to the
             nearest, so that steps of less than half their spacing are lost.
@@ -239,11 +240,14 @@ class SGDSaI(Optimizer):
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a state_dict of this class or of the authors' `SGD_sai`.
 
-        Tensors keep their dtypes, where torch would cast them to the parameters'.
+        Tensors keep their dtypes, where torch would cast them to the parameters'; but a
+        momentum is converted, to the nearest, where a group of this optimizer has
+        another `state_dtype` than None. Rounding seeds that are not needed then are
+        dropped, and the next step makes those that are missing.
 
-        Options come from the state_dict, as in torch, except `foreach`, `fused` and
-        `param_names`, which are compared: a name that this optimizer has at another
-        place is refused. Names that it does not have, of a model that
+        Options come from the state_dict, as in torch, except `foreach`, `fused`, such a
+        `state_dtype`, and `param_names`, which are compared: a name that this optimizer
+        has at another place is refused. Names that it does not have, of a model that
         was renamed, are not compared, and neither is what wrappers put into names.
         Hooks that bring a state_dict into order run before.
 
@@ -251,6 +255,7 @@ class SGDSaI(Optimizer):
             state_dict: what :meth:`state_dict` returned.
 
         Raises:
+            RuntimeError: `state_dtype` asks for codes of FSDP1's slices.
             TypeError: an option that it has is of the wrong kind.
             ValueError: the param groups do not match, an option is out of its range, or
                 the state is another optimizer's or does not fit its parameters. In all
@@ -298,8 +303,7 @@ class SGDSaI(Optimizer):
         saved, groups = state.get("state", {}), state.get("param_groups", held_groups)
         check_kind(saved, groups)
         fill_in(groups, held_groups, state.get("defaults") or self.defaults)
-        loaded = unwrap(saved, held_state)
-        check_loaded(loaded)
+        loaded = read(saved, held_state, groups)
         super().__setstate__({**state, "state": defaultdict(dict, loaded)})
         self._shapes = {p.shape for g in self.param_groups for p in g["params"]}
         self._binding = None

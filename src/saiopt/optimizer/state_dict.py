@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import options
+from .conversion import convert_momentum, holds_bare_codes
 from .state import misfit
 from .wrappers import bare_name
 
@@ -79,6 +80,38 @@ def unwrap(
     }
 
 
+def read(
+    state: Mapping[Tensor, Mapping[str, Any]],
+    held: Mapping[Tensor, Mapping[str, Any]],
+    groups: Sequence[Mapping[str, Any]],
+) -> dict[Tensor, dict[str, Any]]:
+    """Unwrap, check and convert the state of one parameter after the other.
+
+    So that no more than one is there in two forms.
+
+    Args:
+        state: state by parameter, tensors perhaps :class:`Kept`.
+        held: the state that it replaces.
+        groups: the param groups from now on.
+
+    Returns:
+        See :func:`unwrap`.
+
+    Raises:
+        RuntimeError: see :func:`saiopt.optimizer.conversion.convert_momentum`.
+        ValueError: see :func:`check_loaded`.
+    """
+    group_of = {param: group for group in groups for param in group["params"]}
+    found: dict[Tensor, dict[str, Any]] = {}
+    for param, wrapped in state.items():
+        for entry in unwrap({param: wrapped}, held).values():
+            check_loaded({param: entry})
+            if param in group_of:
+                convert_momentum(entry, param, group_of[param])
+            found[param] = entry
+    return found
+
+
 def check_kind(
     state: Mapping[Tensor, Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]
 ) -> None:
@@ -89,7 +122,7 @@ def check_kind(
         groups: the param groups that were saved with it.
 
     Raises:
-        ValueError: they are another optimizer's.
+        ValueError: they are another optimizer's, or lost the scales of its codes.
     """
     for param, entry in state.items():
         if isinstance(param, Tensor) and entry and "scale" not in entry:
@@ -99,6 +132,19 @@ def check_kind(
         if others or not group.keys() >= _OPTIONS:
             found = (key for key in group if key != "params")
             raise ValueError(_foreign("a param group", found))
+        for param in group["params"]:
+            entry = {
+                key: value.value
+                for key, value in state.get(param, {}).items()
+                if isinstance(value, Kept)
+            }
+            if holds_bare_codes(entry, param, group):
+                raise ValueError(
+                    "state_dict must have codes with their scales, got codes that were "
+                    f"read as {entry['momentum_buffer'].dtype}: load it where layout "
+                    f"and state_dtype are the checkpoint's, {group['state_dtype']!r}, "
+                    "and set another state_dtype afterwards"
+                )
 
 
 def _foreign(kind: str, keys: Iterable[object]) -> str:
@@ -167,7 +213,8 @@ def fill_in(
     """Give loaded groups what they lack, and keep what is not the run's.
 
     How a step is executed belongs to the machine: a checkpoint from an accelerator
-    continues on a CPU. Names belong to the model.
+    continues on a CPU. Names belong to the model, and the dtype of the momentum, where
+    one was asked for, to the memory that there is.
 
     Args:
         groups: the loaded groups, changed in place.
@@ -186,6 +233,8 @@ def fill_in(
             group["scaling"] = old["scaling"]
         if held:
             kept = {k: old[k] for k in ("foreach", "fused", "param_names") if k in old}
+            if old["state_dtype"] is not None:
+                kept["state_dtype"] = old["state_dtype"]
             group.update(options.normalised({**group, **kept}))
             options.check(group, reads=False)
 
