@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from saiopt import SGDSaI, get_scales, set_scales
+from saiopt import SGDSaI, get_scales, set_scales, step_in_backward
+from saiopt.analysis import GSNRProbe
 
 
 @pytest.fixture
@@ -121,3 +122,68 @@ def test_other_optimizers_and_other_models_are_refused(model):
         get_scales(torch.optim.SGD(model.parameters()), model)
     with pytest.raises(ValueError, match="model must have parameters of the optimizer"):
         get_scales(SGDSaI(model.parameters()), nn.Linear(2, 2))
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As accelerate's: it has an optimizer, and neither its state nor its groups."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    def __repr__(self):
+        return "Wrapper"
+
+
+class Stale(SGDSaI):
+    """As Fabric's: it is of the optimizer's class, and has what that had once."""
+
+    def __init__(self, optimizer):
+        self.__dict__ = {**optimizer.__dict__, "optimizer": optimizer}
+
+
+WRAPPINGS = {
+    "once": Wrapper,
+    "twice": lambda optimizer: Wrapper(Wrapper(optimizer)),
+    "stale": Stale,
+}
+
+
+def use_wrapper(model, wrapped, own):
+    """Set, get, train in the backward pass and measure, all through a wrapper."""
+    set_scales(wrapped, model, {"weight": 3.0})
+    assert get_scales(wrapped, model) == {"weight": 3.0, "bias": 0.0}
+    handle = step_in_backward(wrapped)
+    before = model.weight.detach().clone()
+    probe = GSNRProbe(model)
+    probe.record(step=0)
+    model(torch.randn(3, 4)).square().sum().backward()
+    handle.remove()
+    assert not torch.equal(model.weight, before)
+    assert model.weight.grad is None
+    assert get_scales(wrapped, model) == get_scales(own, model)
+    assert all(row.update > 0 for row in probe.record_updates(wrapped))
+
+
+@pytest.mark.parametrize("wrapping", WRAPPINGS)
+def test_the_helpers_find_the_optimizer_within_wrappers(model, wrapping):
+    own = SGDSaI(model.parameters())
+    own.step()
+    wrapped = WRAPPINGS[wrapping](own)
+    own.load_state_dict(copy.deepcopy(SGDSaI(model.parameters()).state_dict()))
+    use_wrapper(model, wrapped, own)
+
+
+def test_the_helpers_take_what_accelerate_prepares(model):
+    accelerate = pytest.importorskip("accelerate")
+    own = SGDSaI(model.parameters())
+    model, wrapped = accelerate.Accelerator(cpu=True).prepare(model, own)
+    assert not isinstance(wrapped, SGDSaI)
+    use_wrapper(model, wrapped, own)
+
+
+@pytest.mark.parametrize("helper", [get_scales, set_scales, step_in_backward])
+def test_a_wrapper_of_another_optimizer_is_refused(model, helper):
+    wrapped = Wrapper(torch.optim.SGD(model.parameters()))
+    args = {get_scales: [model], set_scales: [model, {}]}.get(helper, [])
+    with pytest.raises(TypeError, match="optimizer must be SGDSaI, got SGD: wrappers"):
+        helper(wrapped, *args)

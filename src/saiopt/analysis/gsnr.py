@@ -16,6 +16,7 @@ from saiopt.distributed.shards import (
     measure_blocks,
 )
 from saiopt.optimizer import SGDSaI
+from saiopt.optimizer.wrappers import bare_optimizer
 from saiopt.scaling import Moments, gsnr
 
 
@@ -125,7 +126,8 @@ def update_sizes(optimizer: Optimizer) -> dict[Tensor, float]:
     """Measure by how much of its size the momentum moves each block in a step.
 
     Args:
-        optimizer: After ``step()``.
+        optimizer: After ``step()``, perhaps within a wrapper that has it as its
+            ``optimizer``.
 
     Returns:
         ηs·rms(m) / rms(θ) by parameter, for those with a momentum buffer that is not
@@ -133,6 +135,7 @@ def update_sizes(optimizer: Optimizer) -> dict[Tensor, float]:
         optimizers than SGD-SaI and torch's SGD without Nesterov, which do not move by
         ηs·m.
     """
+    optimizer = bare_optimizer(optimizer)
     moved = [
         (p, group["lr"], state)
         for group in optimizer.param_groups

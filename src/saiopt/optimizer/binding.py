@@ -8,7 +8,7 @@ lets the executions do it, and only then writes down what has become of a block.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
-from operator import itemgetter
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from saiopt.update import Execution, choose, warn_of_slow_codes
 
 from . import calibration, options, state
 from .calibration import Finding
+from .conversion import convert_momentum
 from .lane import MEASURING, RUNNING, WAITING, Call, Gradients, Lane, Now
 
 Groups = list[dict[str, Any]]
@@ -73,8 +74,10 @@ class Binding:
         self._groups = groups
         for group in groups:
             group.update(options.normalised(group))
-            options.check(group, reads=False)
+            options.check(group, reads=_is_on_host(group["lr"]))
         self._bound = [(g, _BOUND(g), list(map(id, g["params"]))) for g in groups]
+        # By the group's id, the rate that was read last and its version.
+        self._rates: dict[int, tuple[Tensor | None, int]] = {}
         self._live = [
             [
                 i
@@ -144,6 +147,7 @@ class Binding:
                 for key in state.obsolete(entry, group):
                     del entry[key]
                 entry.update(state.complete(entry, param, group))
+                convert_momentum(entry, param, group)
                 states[param] = entry
                 if state.lacks_seed(entry, param, group):
                     seedless.append(param)
@@ -213,6 +217,7 @@ class Binding:
         for group, bound, idle in zip(groups, self._bound, self._idle, strict=True):
             if not _is_bound(group, bound, idle):
                 return None
+            self._check_lr(group)
         held = list(states.values())
         taken = []
         # What is no tensor any more, or sparse, is what a new binding looks at.
@@ -245,15 +250,29 @@ class Binding:
         if lane is None or groups is not self._groups:
             return None
         group, key, _ = self._bound[index]
-        if groups[index] is not group or _BOUND(group) != key:
+        if groups[index] is not group or not _are_same(_BOUND(group), key):
             return None
-        _check_lr(group)
+        self._check_lr(group)
         try:
             entry = states.get(param, {})
             now = lane.gather([param], [entry], range(row, row + 1), grads)
         except (AttributeError, KeyError, TypeError, RuntimeError):
             return None
         return None if now is None else [(lane, now)]
+
+    def _check_lr(self, group: dict[str, Any]) -> None:
+        """Check a rate, one on the host once for each value that it gets."""
+        lr = group["lr"]
+        if type(lr) is float and 0 <= lr < float("inf"):
+            return
+        group.update(options.normalised({"lr": lr}))
+        lr, note = group["lr"], (None, 0)
+        if isinstance(lr, Tensor) and not lr.is_inference():
+            note = (lr, lr._version)
+        held, version = self._rates.get(id(group), (None, 0))
+        is_new = held is not lr or version != note[1]
+        options.check_lr(lr, reads=is_new and _is_on_host(lr))
+        self._rates[id(group)] = note
 
     def has(self, param: Tensor) -> bool:
         """Tell whether a parameter is one of the blocks.
@@ -332,22 +351,31 @@ def _pick(places: Sequence[int]) -> Pick:
 
 def _is_bound(
     group: dict[str, Any],
-    bound: tuple[dict[str, Any], object, list[int]],
+    bound: tuple[dict[str, Any], Sequence[object], list[int]],
     idle: Sequence[int],
 ) -> bool:
     held, key, ids = bound
     params = group["params"]
-    if group is not held or _BOUND(group) != key or list(map(id, params)) != ids:
+    if group is not held or list(map(id, params)) != ids:
         return False
-    _check_lr(group)
+    if not _are_same(_BOUND(group), key):
+        return False
     return not any(_trains(params[i]) for i in idle)
 
 
-def _check_lr(group: dict[str, Any]) -> None:
-    lr = group["lr"]
-    if type(lr) is not float or not 0 <= lr < float("inf"):
-        group.update(options.normalised({"lr": lr}))
-        options.check_lr(group["lr"], reads=False)
+def _are_same(options: Sequence[object], bound: Sequence[object]) -> bool:
+    """Tell whether options are those that were checked, and of their types.
+
+    True is 1, and to compare arrays gives arrays.
+    """
+    if all(map(is_, options, bound)):
+        return True
+    return list(map(type, options)) == list(map(type, bound)) and options == bound
+
+
+def _is_on_host(lr: object) -> bool:
+    """Tell whether a rate can be read without waiting for a device."""
+    return not isinstance(lr, Tensor) or (lr.is_cpu and state.is_concrete(lr))
 
 
 def _trains(param: Tensor) -> bool:

@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.autograd import Variable
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import _engine_run_backward
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from saiopt.distributed.fsdp1 import is_flattened
 from saiopt.distributed.shards import is_dtensor
 
-from .sgdsai import SGDSaI
+from .sgdsai import SGDSaI, sgdsai_of
 
 # A loop that calls `step()` after several backward passes means one step of them all.
 _ACCUMULATES = (
@@ -176,7 +177,7 @@ def _is_within_backward() -> bool:
     return False
 
 
-def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
+def step_in_backward(optimizer: Optimizer) -> ReleaseHandle:
     """Step each parameter as soon as its gradient is complete, and free the gradient.
 
     Follows the trajectory of `optimizer.step()`, while the backward pass holds the
@@ -193,8 +194,9 @@ def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
     those of frameworks do, is refused once it calls `optimizer.step()`.
 
     Args:
-        optimizer: the optimizer; its parameters must not be added to or replaced while
-            the handle lives. Its state may be loaded and its options changed.
+        optimizer: an SGDSaI, or a wrapper that has one as its `.optimizer`. Its
+            parameters must not be added to or replaced while the handle lives. Its
+            state may be loaded and its options changed.
 
     Returns:
         A handle with `remove()` and `paused()`.
@@ -204,7 +206,7 @@ def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
             GradScaler is in use, `gc.freeze()` may hide DDP, or a layer that is used
             several times is checkpointed reentrantly, whose first part has stepped.
             Later: a parameter steps twice between two calls of `optimizer.step()`.
-        TypeError: the optimizer is not SGDSaI.
+        TypeError: the optimizer is not SGDSaI and wraps none.
         ValueError: a group scales by `"gsnr_max"`.
 
     Example:
@@ -215,19 +217,18 @@ def step_in_backward(optimizer: SGDSaI) -> ReleaseHandle:
         True
         >>> handle.remove()
     """
-    if not isinstance(optimizer, SGDSaI):
-        raise TypeError(f"optimizer must be SGDSaI, got {type(optimizer).__name__}")
-    if any(group["scaling"] == "gsnr_max" for group in optimizer.param_groups):
+    own = sgdsai_of(optimizer)
+    if any(group["scaling"] == "gsnr_max" for group in own.param_groups):
         raise ValueError(
             "scaling must not be 'gsnr_max' when stepping during backward: it needs "
             "the gradients of all blocks before the first step"
         )
-    if any(is_flattened(p) for g in optimizer.param_groups for p in g["params"]):
+    if any(is_flattened(p) for g in own.param_groups for p in g["params"]):
         raise RuntimeError(
             "step_in_backward must not be used with FullyShardedDataParallel, where "
             "original parameters never see their gradients accumulate: use fully_shard"
         )
-    return ReleaseHandle(optimizer)
+    return ReleaseHandle(own)
 
 
 def _hook_on_gradient(param: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:

@@ -7,18 +7,18 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from .sgdsai import SGDSaI
+from .sgdsai import SGDSaI, sgdsai_of
+from .state import is_state
+from .wrappers import bare_model, bare_name
 
-# What torch.compile, FSDP1 and activation checkpointing put into names.
-_WRAPPER_PARTS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
-
-def get_scales(optimizer: SGDSaI, model: nn.Module) -> dict[str, float]:
+def get_scales(optimizer: Optimizer, model: nn.Module) -> dict[str, float]:
     """Return the scale of each of the model's parameters that the optimizer has.
 
     Args:
-        optimizer: the optimizer.
+        optimizer: an SGDSaI, or a wrapper that has one as its `.optimizer`.
         model: the model whose names count.
 
     Returns:
@@ -27,7 +27,7 @@ def get_scales(optimizer: SGDSaI, model: nn.Module) -> dict[str, float]:
         checkpointing put in, so that scales of one layout serve in another.
 
     Raises:
-        TypeError: the optimizer is not SGDSaI.
+        TypeError: the optimizer is not SGDSaI and wraps none.
         ValueError: the model has no parameter of the optimizer.
 
     Example:
@@ -37,14 +37,15 @@ def get_scales(optimizer: SGDSaI, model: nn.Module) -> dict[str, float]:
         >>> get_scales(optimizer, model)
         {'weight': 2.0, 'bias': 0.0}
     """
+    own = sgdsai_of(optimizer)
     return {
-        name: abs(_held_scale(optimizer, param))
-        for name, param in _named_params(optimizer, model).items()
+        name: abs(_held_scale(own, param))
+        for name, param in _named_params(own, model).items()
     }
 
 
 def set_scales(
-    optimizer: SGDSaI, model: nn.Module, scales: Mapping[str, float]
+    optimizer: Optimizer, model: nn.Module, scales: Mapping[str, float]
 ) -> None:
     """Set scales before calibration, or in its place, or anew.
 
@@ -53,18 +54,19 @@ def set_scales(
     Nothing changes where this raises.
 
     Args:
-        optimizer: the optimizer.
+        optimizer: an SGDSaI, or a wrapper that has one as its `.optimizer`.
         model: the model whose names count.
         scales: s > 0 by parameter name; 0 makes a block calibrate at its next usable
             gradient. Blocks that are not named stay as they are.
 
     Raises:
-        TypeError: the optimizer is not SGDSaI.
+        TypeError: the optimizer is not SGDSaI and wraps none.
         ValueError: a name is not one of the optimizer's parameters in the model, or a
             scale is negative or not finite as float32, which keeps it, or rounds to 0
             there.
     """
-    params = _named_params(optimizer, model)
+    own = sgdsai_of(optimizer)
+    params = _named_params(own, model)
     for name, scale in scales.items():
         if name not in params:
             raise ValueError(
@@ -76,7 +78,7 @@ def set_scales(
                 f"scales[{name!r}] must be finite and >= 0, in the range of float32, "
                 f"got {scale}"
             )
-    optimizer.assign_scales({params[name]: s for name, s in scales.items()})
+    own.assign_scales({params[name]: s for name, s in scales.items()})
 
 
 def _fits_float32(scale: float) -> bool:
@@ -86,35 +88,17 @@ def _fits_float32(scale: float) -> bool:
 
 def _held_scale(optimizer: SGDSaI, param: Tensor) -> float:
     entry = optimizer.state.get(param)
-    return entry["scale"].item() if entry else 0.0
+    return entry["scale"].item() if is_state(entry) else 0.0
 
 
 def _named_params(optimizer: SGDSaI, model: nn.Module) -> dict[str, Tensor]:
     """Return the optimizer's parameters by their names in the model."""
-    if not isinstance(optimizer, SGDSaI):
-        raise TypeError(f"optimizer must be SGDSaI, got {type(optimizer).__name__}")
     owned = {p for group in optimizer.param_groups for p in group["params"]}
     named: dict[str, Tensor] = {
-        _bare(name): p for name, p in _unwrapped(model).named_parameters() if p in owned
+        bare_name(name): p
+        for name, p in bare_model(model).named_parameters()
+        if p in owned
     }
     if not named:
         raise ValueError("model must have parameters of the optimizer, got none")
     return named
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """Take the wrappers off whose prefix `module.` may also be a model's own."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    while True:
-        if isinstance(model, wrappers):
-            model = model.module
-        # The class of torch.compile's modules would import the whole compiler.
-        elif (compiled := model._modules.get("_orig_mod")) is not None:
-            model = compiled
-        else:
-            return model
-
-
-def _bare(name: str) -> str:
-    """Take the parts out of a name that wrappers put in, so that layouts agree."""
-    return ".".join(part for part in name.split(".") if part not in _WRAPPER_PARTS)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from numbers import Real
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor
@@ -23,7 +25,13 @@ STATE_DTYPES = (*_DTYPE_NAMES.values(), "int4")
 # What is narrower has no spacing left for a step.
 _PARAM_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # What users of other optimizers know instead.
-_TAKES_THEIR_PLACE = {"betas": "momentum", "beta1": "momentum", "alpha": "momentum"}
+_TAKES_THEIR_PLACE = {
+    "betas": "momentum",
+    "beta1": "momentum",
+    "beta": "momentum",
+    "dampening": "momentum",
+}
+_P = ParamSpec("_P")
 _NUMBERS = {"lr", "momentum", "eps", "weight_decay"}
 
 
@@ -89,21 +97,35 @@ def check_names(options: Mapping[str, Any]) -> None:
         )
 
 
-def refuse_unknown(names: Mapping[str, object]) -> None:
-    """Raise for arguments that there are not.
+def refuse_unknown(init: Callable[_P, None]) -> Callable[_P, None]:
+    """Let a constructor name what takes the place of an argument that it lacks.
+
+    Its signature stays as it is, for whoever reads it: people, type checkers, and
+    frameworks that choose what to pass.
 
     Args:
-        names: what was given beside the known arguments.
+        init: the constructor.
 
-    Raises:
-        TypeError: there is one.
+    Returns:
+        The same, which raises TypeError for unknown names.
     """
-    for name, value in names.items():
-        instead = _TAKES_THEIR_PLACE.get(name)
-        hint = f": {instead} takes its place" if instead else ""
-        raise TypeError(
-            f"SGDSaI got an unexpected keyword argument {name!r} ({value!r}){hint}"
-        )
+    known = inspect.signature(init)
+
+    @functools.wraps(init)
+    def checked(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        for name, value in kwargs.items():
+            if name not in known.parameters:
+                instead = _TAKES_THEIR_PLACE.get(name)
+                hint = f": {instead} takes its place" if instead else ""
+                raise TypeError(
+                    f"SGDSaI got an unexpected keyword argument {name!r} ({value!r})"
+                    f"{hint}"
+                )
+        init(*args, **kwargs)
+
+    # For those who ask without looking through wrappers.
+    vars(checked)["__signature__"] = known
+    return checked
 
 
 def check_given(param: Tensor) -> None:
@@ -143,11 +165,14 @@ def check_trained(param: Tensor, options: Mapping[str, Any], name: str) -> None:
         ValueError: `stochastic_rounding` is True for one of float16.
     """
     if param.layout != torch.strided or param.dtype not in _PARAM_DTYPES:
-        ways = {True: ": train torch.view_as_real() of it"}
-        way = ways.get(param.is_complex(), "")
+        way = "leave it out, or freeze it"
+        if param.is_complex():
+            way = "train torch.view_as_real() of it"
+        elif param.layout != torch.strided:
+            way = "train its to_dense()"
         raise TypeError(
             "params must be dense real tensors of 16, 32 or 64 bits of floating point, "
-            f"got {param.dtype} with layout {param.layout} for {name}{way}"
+            f"got {param.dtype} with layout {param.layout} for {name}: {way}"
         )
     if options["stochastic_rounding"] and param.dtype == torch.float16:
         raise ValueError(
@@ -199,7 +224,7 @@ def check_grad(param: Tensor, name: str) -> None:
     if grad.shape != param.shape:
         raise RuntimeError(
             "gradients must have the shapes of their parameters, "
-            f"got {tuple(grad.shape)} for {tuple(param.shape)}"
+            f"got {tuple(grad.shape)} for {tuple(param.shape)} of {name}"
         )
     if grad.dtype != param.dtype and grad.dtype not in _PARAM_DTYPES:
         raise RuntimeError(

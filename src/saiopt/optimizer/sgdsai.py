@@ -18,9 +18,18 @@ from . import options
 from .binding import Binding, Taken
 from .calibration import held_largest
 from .lane import Call, Gradients
-from .state_dict import A_CALLABLE, check_loaded, fill_in, keep, unwrap
+from .state_dict import (
+    A_CALLABLE,
+    check_kind,
+    check_places,
+    fill_in,
+    keep,
+    read,
+)
+from .wrappers import bare_optimizer
 
-StateDtype: TypeAlias = "torch.dtype | Literal['float32', 'bfloat16', 'int8', 'int4']"
+# Strings are what command lines and files have, a dtype is what torch's users write.
+StateDtype: TypeAlias = torch.dtype | Literal["float32", "bfloat16", "int8", "int4"]
 
 
 class SGDSaI(Optimizer):
@@ -60,10 +69,13 @@ class SGDSaI(Optimizer):
         foreach: whether to update lists of tensors together. None chooses.
         fused: whether to use a fused kernel. None chooses.
         state_dtype: dtype of the momentum: None for the parameter's, torch.float32,
-            torch.bfloat16, torch.int8 or `"int4"`. A row of c entries takes c + 2⌈c/32⌉
-            bytes in 8 bits and ⌈c/2⌉ + 2⌈c/32⌉ in 4, which is 1.0625 and 0.5625 per
-            entry where 32 divides c; parameters of one dimension or of less than 4096
-            entries keep float32 instead. FSDP1's slices cannot be coded: refused.
+            torch.bfloat16, torch.int8, the names of these, or `"int4"`. A row of c
+            entries takes c + 2⌈c/32⌉ bytes in 8 bits and ⌈c/2⌉ + 2⌈c/32⌉ in 4, which is
+            1.0625 and 0.5625 per entry where 32 divides c; parameters of one dimension
+            or of less than 4096 entries keep float32 instead. FSDP1's slices cannot be
+            coded: refused. A momentum of another dtype, from a checkpoint or from
+            before the group's option was changed, is converted to the nearest; None
+            keeps the dtype that there is.
         stochastic_rounding: whether results in bfloat16 and in codes round
             stochastically. None means yes. The noise is that of an entry of the whole
             block, on any ranks, and of the run by the first rank's
@@ -92,6 +104,7 @@ class SGDSaI(Optimizer):
     # The shapes of the blocks that were given: others are flattened or cut ones.
     _shapes: set[torch.Size]
 
+    @options.refuse_unknown
     def __init__(
         self,
         params: ParamsT,
@@ -106,9 +119,7 @@ class SGDSaI(Optimizer):
         fused: bool | None = None,
         state_dtype: StateDtype | None = None,
         stochastic_rounding: bool | None = None,
-        **unknown: object,
     ) -> None:
-        options.refuse_unknown(unknown)
         given = {
             "lr": lr,
             "momentum": momentum,
@@ -170,9 +181,12 @@ class SGDSaI(Optimizer):
         Raises:
             RuntimeError: a gradient is sparse, a parameter has changed its shape, or an
                 execution or a state dtype that was asked for does not exist for it.
-                Then no parameter has changed.
-            ValueError: a scaling callable returns a scale that is not positive and
-                finite as float32.
+            TypeError: an option that was put into a group is of the wrong kind, or a
+                parameter that trains now cannot be updated.
+            ValueError: such an option is out of its range, except for a rate whose
+                value only an accelerator knows; or a scaling callable returns a scale
+                that is not positive and finite as float32. In all cases no parameter
+                has changed.
         """
         loss = None
         if closure is not None:
@@ -200,8 +214,10 @@ class SGDSaI(Optimizer):
             i: its index in the group, which this optimizer does not need.
 
         Raises:
+            RuntimeError: see :meth:`step`.
+            TypeError: see :meth:`step`.
             ValueError: the parameter is not the optimizer's, or its group scales by
-                `"gsnr_max"`, which needs all gradients.
+                `"gsnr_max"`, which needs all gradients; or see :meth:`step`.
         """
         del group, i
         binding, taken = self._take_one(p)
@@ -221,6 +237,8 @@ class SGDSaI(Optimizer):
         """
         saved = super().state_dict()
         for group in saved["param_groups"]:
+            # What was put into a group since the last step.
+            group.update(options.normalised(group))
             if callable(group["scaling"]):
                 group["scaling"] = A_CALLABLE
         return saved
@@ -228,17 +246,33 @@ class SGDSaI(Optimizer):
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Load a state_dict of this class or of the authors' `SGD_sai`.
 
-        Tensors keep their dtypes, where torch would cast them to the parameters'.
-        Options come from the state_dict, as in torch, except `foreach` and `fused`.
+        Tensors keep their dtypes, where torch would cast them to the parameters'; but a
+        momentum is converted, to the nearest, where a group of this optimizer has
+        another `state_dtype` than None. Rounding seeds that are not needed then are
+        dropped, and the next step makes those that are missing.
+
+        Options come from the state_dict, as in torch, except `foreach`, `fused`, such a
+        `state_dtype`, and `param_names`, which are compared: a name that this optimizer
+        has at another place is refused. Names that it does not have, of a model that
+        was renamed, are not compared, and neither is what wrappers put into names.
+        Hooks that bring a state_dict into order run before.
 
         Args:
             state_dict: what :meth:`state_dict` returned.
 
         Raises:
-            ValueError: the param groups do not match, or the state is another
-                optimizer's or does not fit its parameters. Then nothing changes.
+            RuntimeError: `state_dtype` asks for codes of FSDP1's slices.
+            TypeError: an option that it has is of the wrong kind.
+            ValueError: the param groups do not match, an option is out of its range, or
+                the state is another optimizer's or does not fit its parameters. In all
+                cases nothing changes.
         """
-        hook = self.register_load_state_dict_pre_hook(lambda _, loaded: keep(loaded))
+
+        def shield(_: Optimizer, loaded: StateDict) -> StateDict:
+            check_places(loaded["param_groups"], self.param_groups)
+            return keep(loaded)
+
+        hook = self.register_load_state_dict_pre_hook(shield)
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -272,10 +306,11 @@ class SGDSaI(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         held_state = self.__dict__.get("state", {})
         held_groups = self.__dict__.get("param_groups", [])
-        loaded = unwrap(state.get("state", {}), held_state)
-        check_loaded(loaded)
+        saved, groups = state.get("state", {}), state.get("param_groups", held_groups)
+        check_kind(saved, groups)
+        fill_in(groups, held_groups, state.get("defaults") or self.defaults)
+        loaded = read(saved, held_state, groups)
         super().__setstate__({**state, "state": defaultdict(dict, loaded)})
-        fill_in(self.param_groups, held_groups, self.defaults)
         self._shapes = {p.shape for g in self.param_groups for p in g["params"]}
         self._binding = None
 
@@ -316,6 +351,27 @@ class SGDSaI(Optimizer):
     def _calls(self) -> list[Call]:
         binding, taken = self._take()
         return binding.calls(taken)
+
+
+def sgdsai_of(optimizer: Optimizer) -> SGDSaI:
+    """Return the SGDSaI that an optimizer is or wraps.
+
+    Args:
+        optimizer: an SGDSaI, or a wrapper that has one as its `.optimizer`.
+
+    Returns:
+        The optimizer itself, whose state is the one that steps use.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    found = bare_optimizer(optimizer)
+    if not isinstance(found, SGDSaI):
+        raise TypeError(
+            f"optimizer must be SGDSaI, got {type(found).__name__}: wrappers must have "
+            "an SGDSaI as their .optimizer"
+        )
+    return found
 
 
 def _given(taken: Taken | None) -> Taken:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -80,7 +80,7 @@ SCALARS = {
 }
 
 
-def is_state(entry: object) -> bool:
+def is_state(entry: object) -> TypeGuard[dict[str, Any]]:
     """Tell whether an entry of the optimizer's state is one of a block.
 
     Args:
@@ -158,7 +158,7 @@ def lacks_seed(
         Whether :func:`first_seeds` has to make one.
     """
     has_one = isinstance(entry.get("rounding_seed"), Tensor)
-    return not has_one and rounds_stochastically(param, options)
+    return not has_one and rounds_stochastically(entry, param, options)
 
 
 def ordinary_tensors(entry: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -283,13 +283,8 @@ def momentum(param: Tensor, options: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         RuntimeError: codes are asked for where FSDP1 has cut the rows to pieces.
     """
-    if options["state_dtype"] in _CODE_DTYPES and is_slice(param):
-        raise RuntimeError(
-            "state_dtype must be None, torch.float32 or torch.bfloat16 under "
-            "FullyShardedDataParallel, whose slices have no rows to code, "
-            f"got {options['state_dtype']}: use fully_shard"
-        )
-    dtype = _momentum_dtype(param, options)
+    refuse_slices(param, options)
+    dtype = momentum_dtype(param, options)
     if dtype not in _CODE_DTYPES.values():
         buffer = torch.zeros_like(
             param, dtype=dtype, memory_format=torch.preserve_format
@@ -299,6 +294,24 @@ def momentum(param: Tensor, options: Mapping[str, Any]) -> dict[str, Tensor]:
         key: zeros_beside(param, form.shape, form.dtype)
         for key, form in _momentum_forms(param, dtype).items()
     }
+
+
+def refuse_slices(param: Tensor, options: Mapping[str, Any]) -> None:
+    """Raise where codes are asked for and FSDP1 has cut the rows to pieces.
+
+    Args:
+        param: the parameter.
+        options: its group's options by name.
+
+    Raises:
+        RuntimeError: so it is.
+    """
+    if options["state_dtype"] in _CODE_DTYPES and is_slice(param):
+        raise RuntimeError(
+            "state_dtype must be None, torch.float32 or torch.bfloat16 under "
+            "FullyShardedDataParallel, whose slices have no rows to code, "
+            f"got {options['state_dtype']}: use fully_shard"
+        )
 
 
 def misfit(entry: Mapping[str, object], param: Tensor) -> str:
@@ -325,6 +338,10 @@ def misfit(entry: Mapping[str, object], param: Tensor) -> str:
             )
         if key not in SCALARS and not lie_alike(held, param):
             return f"{key} must be distributed over the ranks as its parameter is"
+        if held.dtype in _CODE_DTYPES.values() and not hold_whole_groups(
+            param, code_of(held.dtype).group_size
+        ):
+            return f"{key} must hold whole groups of codes on every rank"
     return ""
 
 
@@ -376,7 +393,16 @@ def _momentum_forms(param: Tensor, dtype: torch.dtype) -> dict[str, _Form]:
     }
 
 
-def _momentum_dtype(param: Tensor, options: Mapping[str, Any]) -> torch.dtype:
+def momentum_dtype(param: Tensor, options: Mapping[str, Any]) -> torch.dtype:
+    """Return the dtype that holds a parameter's momentum if it is made now.
+
+    Args:
+        param: the parameter.
+        options: its group's options by name.
+
+    Returns:
+        torch.int8 or torch.uint8 for codes.
+    """
     asked = options["state_dtype"]
     if asked not in _CODE_DTYPES:
         return _DTYPES.get(asked, param.dtype)
@@ -388,10 +414,13 @@ def _momentum_dtype(param: Tensor, options: Mapping[str, Any]) -> torch.dtype:
     return code_dtype
 
 
-def rounds_stochastically(param: Tensor, options: Mapping[str, Any]) -> bool:
+def rounds_stochastically(
+    entry: Mapping[str, Any], param: Tensor, options: Mapping[str, Any]
+) -> bool:
     """Tell whether a parameter needs a rounding seed.
 
     Args:
+        entry: its state by key.
         param: the parameter.
         options: its group's options by name.
 
@@ -401,6 +430,6 @@ def rounds_stochastically(param: Tensor, options: Mapping[str, Any]) -> bool:
     if options["stochastic_rounding"] is False:
         return False
     stored = {param.dtype}
-    if options["momentum"] != 0:
-        stored.add(_momentum_dtype(param, options))
+    if isinstance(entry.get("momentum_buffer"), Tensor):
+        stored.add(entry["momentum_buffer"].dtype)
     return bool(stored & {torch.bfloat16, torch.int8, torch.uint8})

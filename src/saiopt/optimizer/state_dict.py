@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import options
+from .conversion import convert_momentum, holds_bare_codes
 from .state import misfit
+from .wrappers import bare_name
 
 # Stands for a scaling in a state_dict: flattened distributed checkpoints load the keys
 # that they have saved.
 A_CALLABLE = "callable"
+# The options of the authors' class, which this one has too, and some of which others
+# lack; and options that those have of torch's optimizers that lack none.
+_OPTIONS = {"lr", "momentum", "eps", "weight_decay"}
+_OTHERS_OPTIONS = {"betas", "dampening", "nesterov", "alpha"}
 
 
 @dataclass(frozen=True)
@@ -73,22 +80,126 @@ def unwrap(
     }
 
 
+def read(
+    state: Mapping[Tensor, Mapping[str, Any]],
+    held: Mapping[Tensor, Mapping[str, Any]],
+    groups: Sequence[Mapping[str, Any]],
+) -> dict[Tensor, dict[str, Any]]:
+    """Unwrap, check and convert the state of one parameter after the other.
+
+    So that no more than one is there in two forms.
+
+    Args:
+        state: state by parameter, tensors perhaps :class:`Kept`.
+        held: the state that it replaces.
+        groups: the param groups from now on.
+
+    Returns:
+        See :func:`unwrap`.
+
+    Raises:
+        RuntimeError: see :func:`saiopt.optimizer.conversion.convert_momentum`.
+        ValueError: see :func:`check_loaded`.
+    """
+    group_of = {param: group for group in groups for param in group["params"]}
+    found: dict[Tensor, dict[str, Any]] = {}
+    for param, wrapped in state.items():
+        for entry in unwrap({param: wrapped}, held).values():
+            check_loaded({param: entry})
+            if param in group_of:
+                convert_momentum(entry, param, group_of[param])
+            found[param] = entry
+    return found
+
+
+def check_kind(
+    state: Mapping[Tensor, Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]
+) -> None:
+    """Check that state and options are of SGD-SaI, whichever release's.
+
+    Args:
+        state: state by parameter.
+        groups: the param groups that were saved with it.
+
+    Raises:
+        ValueError: they are another optimizer's, or lost the scales of its codes.
+    """
+    for param, entry in state.items():
+        if isinstance(param, Tensor) and entry and "scale" not in entry:
+            raise ValueError(_foreign("an entry", entry))
+    for group in groups:
+        others = _OTHERS_OPTIONS & group.keys() and "scaling" not in group
+        if others or not group.keys() >= _OPTIONS:
+            found = (key for key in group if key != "params")
+            raise ValueError(_foreign("a param group", found))
+        for param in group["params"]:
+            entry = {
+                key: value.value
+                for key, value in state.get(param, {}).items()
+                if isinstance(value, Kept)
+            }
+            if holds_bare_codes(entry, param, group):
+                raise ValueError(
+                    "state_dict must have codes with their scales, got codes that were "
+                    f"read as {entry['momentum_buffer'].dtype}: load it where layout "
+                    f"and state_dtype are the checkpoint's, {group['state_dtype']!r}, "
+                    "and set another state_dtype afterwards"
+                )
+
+
+def _foreign(kind: str, keys: Iterable[object]) -> str:
+    return (
+        "state_dict must be of SGDSaI or of the authors' SGD_sai, "
+        f"got {kind} with {', '.join(map(str, keys))}"
+    )
+
+
+def check_places(
+    groups: Sequence[Mapping[str, Any]], held: Sequence[Mapping[str, Any]]
+) -> None:
+    """Check that parameters stand where the optimizer has those of the same names.
+
+    Args:
+        groups: the param groups of a state_dict. Those of distributed checkpoints have
+            names in the places of parameters. Torch refuses other sizes.
+        held: the optimizer's own.
+
+    Raises:
+        ValueError: a parameter stands elsewhere.
+    """
+    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in held]:
+        return
+    own = {(k, i): name for k, g in enumerate(held) for i, name in _names(g)}
+    places: dict[str, set[tuple[int, int]]] = {}
+    for place, name in own.items():
+        places.setdefault(name, set()).add(place)
+    for k, group in enumerate(groups):
+        for i, name in _names(group):
+            there = places.get(name)
+            if there is not None and (k, i) not in there:
+                raise ValueError(
+                    "state_dict must have its parameters in the optimizer's order and "
+                    f"groups, got {name!r} as parameter {i} of group {k}, which is "
+                    f"{own.get((k, i))!r} here"
+                )
+
+
+def _names(group: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
+    named = [param for param in group["params"] if isinstance(param, str)]
+    names = named or group.get("param_names") or ()
+    return ((i, bare_name(name, of_any_layout=True)) for i, name in enumerate(names))
+
+
 def check_loaded(state: Mapping[Tensor, Mapping[str, Any]]) -> None:
-    """Check that loaded state is of SGD-SaI and fits the parameters that it is for.
+    """Check that loaded state fits the parameters that it is for.
 
     Args:
         state: state by parameter.
 
     Raises:
-        ValueError: it is another optimizer's, or a tensor has another form than its
-            parameter needs.
+        ValueError: a tensor has another form than its parameter needs.
     """
     for param, entry in state.items():
-        if "scale" not in entry:
-            raise ValueError(
-                "state_dict must be of SGDSaI or of the authors' SGD_sai, "
-                f"got an entry with {', '.join(map(str, entry))}"
-            )
         problem = misfit(entry, param)
         if problem:
             raise ValueError(f"state_dict must fit the parameters: {problem}")
@@ -99,16 +210,21 @@ def fill_in(
     held: Sequence[Mapping[str, Any]],
     defaults: Mapping[str, Any],
 ) -> None:
-    """Give loaded groups what they lack, and keep the choice of execution.
+    """Give loaded groups what they lack, and keep what is not the run's.
 
-    How a step is executed belongs to the machine, not to the run: a checkpoint from an
-    accelerator continues on a CPU.
+    How a step is executed belongs to the machine: a checkpoint from an accelerator
+    continues on a CPU. Names belong to the model, and the dtype of the momentum, where
+    one was asked for, to the memory that there is.
 
     Args:
         groups: the loaded groups, changed in place.
         held: the groups that they replace, in the same order; empty where an optimizer
             is unpickled.
         defaults: the optimizer's own options.
+
+    Raises:
+        TypeError: an option is of the wrong kind.
+        ValueError: an option is out of its range.
     """
     for group, old in zip(groups, held or [defaults] * len(groups), strict=True):
         for key, value in old.items():
@@ -116,7 +232,11 @@ def fill_in(
         if group["scaling"] == A_CALLABLE:
             group["scaling"] = old["scaling"]
         if held:
-            group.update(foreach=old["foreach"], fused=old["fused"])
+            kept = {k: old[k] for k in ("foreach", "fused", "param_names") if k in old}
+            if old["state_dtype"] is not None:
+                kept["state_dtype"] = old["state_dtype"]
+            group.update(options.normalised({**group, **kept}))
+            options.check(group, reads=False)
 
 
 def _own_keys(entry: Mapping[str, Any]) -> dict[str, Any]:

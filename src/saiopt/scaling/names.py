@@ -19,7 +19,8 @@ RULES: dict[str, Rule] = {
     "sqrt_numel": SQRT_NUMEL,
     "none": NONE,
 }
-Scaling: TypeAlias = "str | Callable[[Moments], Tensor]"
+# Aliases are types, not strings: typed command lines read them.
+Scaling: TypeAlias = str | Callable[[Moments], Tensor]
 
 
 def rule_of(scaling: Scaling) -> Rule:
@@ -38,7 +39,7 @@ def rule_of(scaling: Scaling) -> Rule:
     """
     if callable(scaling):
         return Rule(lambda moments, _: _checked(scaling(moments), moments))
-    if scaling not in RULES:
+    if not isinstance(scaling, str) or scaling not in RULES:
         names = ", ".join(map(repr, RULES))
         raise ValueError(f"scaling must be one of {names} or callable, got {scaling!r}")
     return RULES[scaling]
