@@ -1,5 +1,7 @@
 """A rule of three gradients with a scale per row: what a finer rule has to write."""
 
+import contextlib
+
 import torch
 
 from saiopt.scaling import RULES, Measurement, Rule, Scales, matrix_shape
@@ -22,7 +24,18 @@ ROW_MEAN = Rule(
 )
 # A direction of the whole matrix: all rows get the matrix's largest row norm.
 ALONG = Rule(direction=lambda m, g, mu: m / m.norm(dim=1).max())
-RULES |= {"row_mean": ROW_MEAN, "along": ALONG}
+
+
+@contextlib.contextmanager
+def known(**rules):
+    """Let the rules be chosen by name for a while: what one line does for good."""
+    rules = {"row_mean": ROW_MEAN, "along": ALONG, **rules}
+    RULES.update(rules)
+    try:
+        yield
+    finally:
+        for name in rules:
+            del RULES[name]
 
 
 class RowMeanOracle:

@@ -123,16 +123,36 @@ def test_blocks_are_bound_once_whatever_a_usual_training_does(bindings):
     assert len(bindings) == 1
 
 
-@pytest.mark.parametrize("option", ["momentum", "weight_decay", "maximize"])
-def test_an_option_that_changes_binds_the_blocks_anew(option, bindings):
+@pytest.mark.parametrize(
+    ("option", "value", "count"),
+    [
+        ("momentum", 0.5, 1),
+        ("weight_decay", 0.5, 1),
+        ("maximize", True, 1),
+        ("momentum", 0.0, 2),
+        ("fused", False, 2),
+        ("scaling", "none", 2),
+        ("state_dtype", torch.bfloat16, 2),
+    ],
+)
+def test_blocks_are_bound_anew_where_an_option_asks_for_it(
+    option, value, count, bindings
+):
     param = block((3, 4))
-    optimizer = SGDSaI([param])
+    optimizer, twin = SGDSaI([param]), copy.deepcopy(param)
     optimizer.step()
-    group = optimizer.param_groups[0]
-    group[option] = {"momentum": 0.5, "weight_decay": 0.5, "maximize": True}[option]
-    optimizer.step()
-    optimizer.step()
-    assert len(bindings) == 2
+    optimizer.param_groups[0][option] = value
+    for _ in range(2):
+        optimizer.step()
+    assert len(bindings) == count
+    others = SGDSaI([twin])
+    twin.grad = param.grad.clone()
+    others.step()
+    others.param_groups[0][option] = value
+    for _ in range(2):
+        others._binding = None
+        others.step()
+    assert torch.equal(param, twin)
 
 
 @EVERY_EXECUTION

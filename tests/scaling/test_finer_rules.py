@@ -25,6 +25,12 @@ SHAPES = [(6, 8), (5,), (4, 3, 2, 2), (70, 65), ()]
 OPTIONS = {"lr": 0.01, "momentum": 0.8, "weight_decay": 0.1, "scaling": "row_mean"}
 
 
+@pytest.fixture(autouse=True)
+def _known_rules():
+    with row_rule.known(factored=FACTORED):
+        yield
+
+
 def params(dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     return [
@@ -158,6 +164,11 @@ def whole_gradient(param, step, index):
 
 def train_layout(name, rule):
     """Parameters, scales and state after some steps, whole, on this rank."""
+    with row_rule.known(factored=FACTORED):
+        return trained(name, rule)
+
+
+def trained(name, rule):
     spread = LAYOUTS[name].spread if name else (lambda net: net)
     model = spread(layouts.make_net())
     optimizer = SGDSaI(model.parameters(), **{**OPTIONS, "scaling": rule})
@@ -182,14 +193,6 @@ def both_axes(sums):
     return Scales(mean.sqrt(), row=row.rsqrt(), column=column.rsqrt())
 
 
-@pytest.fixture
-def factored():
-    """Adafactor's second moment over two gradients, for matrices."""
-    RULES["factored-for-a-test"] = FACTORED
-    yield "factored-for-a-test"
-    del RULES["factored-for-a-test"]
-
-
 FACTORED = Rule(
     measurement=Measurement(
         torch.square,
@@ -204,19 +207,13 @@ FACTORED = Rule(
 )
 
 
-def train_factored(name):
-    RULES["factored-for-a-test"] = FACTORED
-    return train_layout(name, "factored-for-a-test")
-
-
 @pytest.mark.parametrize("name", ["FSDP2", "FSDP2, empty shards", "TP", "FSDP2 + TP"])
 def test_finer_scales_on_a_layout_are_those_of_one_process(workers, name):
-    for train, arguments in ((train_layout, ("row_mean",)), (train_factored, ())):
-        _, expected = train(None, *arguments)
+    for rule, measuring in (("row_mean", 3), ("factored", 2)):
+        _, expected = trained(None, rule)
         world = LAYOUTS[name].world
-        for sent, found in workers.run(world, train, name, *arguments):
+        for sent, found in workers.run(world, train_layout, name, rule):
             # The moments and the sums, for each of two process groups.
-            measuring = 3 if arguments else 2
             assert all(0 < n <= (4 if "+" in name else 2) for n in sent[:measuring])
             assert not any(sent[measuring:])
             for key, tensors in expected.items():
@@ -224,9 +221,9 @@ def test_finer_scales_on_a_layout_are_those_of_one_process(workers, name):
                     torch.testing.assert_close(value, exact, rtol=1e-6, atol=1e-9)
 
 
-def test_scales_of_rows_and_columns_follow_the_formula(factored):
+def test_scales_of_rows_and_columns_follow_the_formula():
     param = nn.Parameter(torch.zeros(5, 7))
-    optimizer = SGDSaI([param], 1.0, 0.0, weight_decay=0.0, scaling=factored)
+    optimizer = SGDSaI([param], 1.0, 0.0, weight_decay=0.0, scaling="factored")
     grads = [torch.randn(5, 7), torch.randn(5, 7)]
     for grad in grads:
         param.grad = grad
@@ -240,12 +237,12 @@ def test_scales_of_rows_and_columns_follow_the_formula(factored):
     torch.testing.assert_close(moved, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_block_whose_rule_comes_to_measure_more_begins_anew(factored):
+def test_a_block_whose_rule_comes_to_measure_more_begins_anew():
     param = nn.Parameter(torch.ones(5, 7))
     optimizer = SGDSaI([param], scaling="none")
     param.grad = torch.randn(5, 7)
     optimizer.step()
-    optimizer.param_groups[0]["scaling"] = factored
+    optimizer.param_groups[0]["scaling"] = "factored"
     param.grad = torch.zeros(5, 7)
     optimizer.step()
     assert optimizer.state[param]["scale"] == 0
@@ -256,7 +253,7 @@ def test_a_block_whose_rule_comes_to_measure_more_begins_anew(factored):
 
 
 def test_a_rule_that_returns_scales_of_another_shape_is_refused():
-    RULES["wrong-for-a-test"] = Rule(
+    wrong = Rule(
         measurement=Measurement(
             torch.abs,
             lambda shape: ("row",),
@@ -266,10 +263,11 @@ def test_a_rule_that_returns_scales_of_another_shape_is_refused():
     )
     param = nn.Parameter(torch.ones(5, 7))
     param.grad = torch.randn(5, 7)
-    optimizer = SGDSaI([param], scaling="wrong-for-a-test")
+    RULES["wrong"] = wrong
+    optimizer = SGDSaI([param], scaling="wrong")
     with pytest.raises(ValueError, match=r"scales of the rows of shape \(5,\), got"):
         optimizer.step()
-    del RULES["wrong-for-a-test"]
+    del RULES["wrong"]
     assert torch.equal(param, torch.ones(5, 7))
 
 

@@ -26,18 +26,9 @@ from .lane import MEASURING, RUNNING, WAITING, Call, Gradients, Lane, Now
 Groups = list[dict[str, Any]]
 States = MutableMapping[Any, Any]
 
-# Options on which a binding rests; the learning rate may change at every step.
-_BOUND = itemgetter(
-    "momentum",
-    "eps",
-    "weight_decay",
-    "scaling",
-    "maximize",
-    "foreach",
-    "fused",
-    "state_dtype",
-    "stochastic_rounding",
-)
+# Options on which a binding rests, and those that schedules change at every step.
+_FIXED = itemgetter("scaling", "foreach", "fused", "state_dtype", "stochastic_rounding")
+_CHANGING = itemgetter("momentum", "eps", "weight_decay", "maximize")
 Taken = list[tuple[Lane, Now]]
 
 
@@ -75,9 +66,8 @@ class Binding:
         for group in groups:
             group.update(options.normalised(group))
             options.check(group, reads=_is_on_host(group["lr"]))
-        self._bound = [(g, _BOUND(g), list(map(id, g["params"]))) for g in groups]
-        # By the group's id, the rate that was read last and its version.
-        self._rates: dict[int, tuple[Tensor | None, int]] = {}
+        self._options = list(map(_Options, groups))
+        self._ids = [list(map(id, g["params"])) for g in groups]
         self._live = [
             [
                 i
@@ -212,12 +202,16 @@ class Binding:
             TypeError: a learning rate is of the wrong kind.
             ValueError: a learning rate is out of its range.
         """
-        if len(groups) != len(self._bound) or len(states) != self._num_entries:
+        if len(groups) != len(self._options) or len(states) != self._num_entries:
             return None
-        for group, bound, idle in zip(groups, self._bound, self._idle, strict=True):
-            if not _is_bound(group, bound, idle):
+        for index, group in enumerate(groups):
+            if not self._options[index].allow(group):
                 return None
-            self._check_lr(group)
+            params = group["params"]
+            if list(map(id, params)) != self._ids[index]:
+                return None
+            if any(_trains(params[i]) for i in self._idle[index]):
+                return None
         held = list(states.values())
         taken = []
         # What is no tensor any more, or sparse, is what a new binding looks at.
@@ -249,30 +243,14 @@ class Binding:
         lane, row, index = self._lane_of.get(id(param), (None, 0, 0))
         if lane is None or groups is not self._groups:
             return None
-        group, key, _ = self._bound[index]
-        if groups[index] is not group or not _are_same(_BOUND(group), key):
+        if not self._options[index].allow(groups[index]):
             return None
-        self._check_lr(group)
         try:
             entry = states.get(param, {})
             now = lane.gather([param], [entry], range(row, row + 1), grads)
         except (AttributeError, KeyError, TypeError, RuntimeError):
             return None
         return None if now is None else [(lane, now)]
-
-    def _check_lr(self, group: dict[str, Any]) -> None:
-        """Check a rate, one on the host once for each value that it gets."""
-        lr = group["lr"]
-        if type(lr) is float and 0 <= lr < float("inf"):
-            return
-        group.update(options.normalised({"lr": lr}))
-        lr, note = group["lr"], (None, 0)
-        if isinstance(lr, Tensor) and not lr.is_inference():
-            note = (lr, lr._version)
-        held, version = self._rates.get(id(group), (None, 0))
-        is_new = held is not lr or version != note[1]
-        options.check_lr(lr, reads=is_new and _is_on_host(lr))
-        self._rates[id(group)] = note
 
     def has(self, param: Tensor) -> bool:
         """Tell whether a parameter is one of the blocks.
@@ -349,18 +327,46 @@ def _pick(places: Sequence[int]) -> Pick:
     return itemgetter(*places)
 
 
-def _is_bound(
-    group: dict[str, Any],
-    bound: tuple[dict[str, Any], Sequence[object], list[int]],
-    idle: Sequence[int],
-) -> bool:
-    held, key, ids = bound
-    params = group["params"]
-    if group is not held or list(map(id, params)) != ids:
-        return False
-    if not _are_same(_BOUND(group), key):
-        return False
-    return not any(_trains(params[i]) for i in idle)
+class _Options:
+    """Know the options of a group as they were checked, and check what is new."""
+
+    def __init__(self, group: dict[str, Any]) -> None:
+        self.group = group
+        self._fixed, self._changing = _FIXED(group), _CHANGING(group)
+        # A rate that is a tensor, and the version of its value.
+        self._lr: tuple[object, int] = (None, 0)
+
+    def allow(self, group: dict[str, Any]) -> bool:
+        """Tell whether blocks that were bound under these options can step.
+
+        Raises:
+            TypeError: an option is of the wrong kind.
+            ValueError: an option is out of its range.
+        """
+        if group is not self.group or not _are_same(_FIXED(group), self._fixed):
+            return False
+        self._check_lr(group)
+        changing = _CHANGING(group)
+        if not _are_same(changing, self._changing):
+            group.update(options.normalised(group))
+            options.check(group, reads=False)
+            kept, self._changing = self._changing, _CHANGING(group)
+            # Whether there is a momentum decides what a state consists of.
+            return (kept[0] == 0) == (self._changing[0] == 0)
+        return True
+
+    def _check_lr(self, group: dict[str, Any]) -> None:
+        """Check a rate, one on the host once for each value that it gets."""
+        lr = group["lr"]
+        if type(lr) is float and 0 <= lr < float("inf"):
+            return
+        group.update(options.normalised({"lr": lr}))
+        lr, note = group["lr"], (None, 0)
+        if isinstance(lr, Tensor) and not lr.is_inference():
+            note = (lr, lr._version)
+        is_new = self._lr[0] is not lr or self._lr[1] != note[1]
+        options.check_lr(lr, reads=is_new and _is_on_host(lr))
+        self._lr = note
 
 
 def _are_same(options: Sequence[object], bound: Sequence[object]) -> bool:
