@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,20 @@ def test_a_stopped_run_ends_with_the_numbers_of_one_that_was_not(
     assert seen[0] == Progress(run, (step - 1) // 4 * 4, status="started")
     assert without_times(resumed.log) == without_times(whole.log)
     assert without_times(resumed.result) == without_times(whole.result)
+
+
+def test_a_stopped_run_of_other_code_is_not_gone_on_with(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tiny, "sgdsai", 0.1, 0)
+    with pytest.raises(KeyboardInterrupt):
+        carry(run, tmp_path, interrupt_at(6))
+    monkeypatch.setattr("saiopt.lab.outcome.code_hash", lambda *_: "edited")
+    seen: list[Progress] = []
+    outcome = carry(run, tmp_path, seen.append)
+    assert seen[0] == Progress(run, 0, status="started")
+    origin = json.loads((tmp_path / outcome.folder / "environment.json").read_text())
+    assert origin["code"] == "edited"
 
 
 def test_the_log_has_every_step_and_evaluation(tiny: Recipe, tmp_path: Path) -> None:

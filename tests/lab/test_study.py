@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from saiopt.lab.outcome import code_of
 from saiopt.lab.recipe import override
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
@@ -50,6 +51,9 @@ def test_cells_become_rows_that_name_what_was_trained(tmp_path):
     assert row["value"] == row["accuracy"]
     origin = json.loads((tmp_path / "environment.json").read_text())
     assert origin[row["environment"]]["threads"] == 1
+    run = cells(0)[0].run
+    code = code_of(run.recipe, run.recipe.task.load())
+    assert origin[row["environment"]]["code"] == code
     assert len(said) == 1
 
 

@@ -248,6 +248,17 @@ def test_another_version_of_a_rivals_package_is_another_sweep(
     assert (before[0] == after[0], before[1] == after[1]) == (False, True)
 
 
+def test_other_code_is_another_sweep(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps, task = [grid(tiny)], tiny.task.load()
+    [before] = boards(sweeps, task, place(tmp_path))
+    [again] = boards(sweeps, task, place(tmp_path))
+    monkeypatch.setattr("saiopt.lab.outcome.code_hash", lambda *_: "edited")
+    [after] = boards(sweeps, task, place(tmp_path))
+    assert before.study_name == again.study_name != after.study_name
+
+
 def test_a_published_grid_gives_torchs_sgd_its_coupled_decay() -> None:
     command = Command("resnet-digits", optimizers=NAMES, published="resnet18-cifar10")
     sweeps = command._sweeps(recipe_of(command))

@@ -9,13 +9,14 @@ import torch
 
 from saiopt.analysis.curves import Curve, plot_curves
 from saiopt.lab.atomic import write_json
+from saiopt.lab.identity import identity_hash
 from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.loop import Observer
 from saiopt.lab.optimizers import build_optimizer, get_optimizer
 from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.recipe import Recipe
-from saiopt.lab.run import Run, identity_hash
+from saiopt.lab.run import Run
 from saiopt.lab.task import Task
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from saiopt.lab.atomic import alone, write_atomically
-from saiopt.lab.run import identity_hash
+from saiopt.lab.identity import identity_hash
 from saiopt.lab.schedules import lr_factor
 from saiopt.lab.task import Task
 

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from saiopt.lab.atomic import write_atomically, write_json
+from saiopt.lab.identity import identity_hash
 from saiopt.lab.outcome import Outcome, carry_out
-from saiopt.lab.run import Run, identity_hash
+from saiopt.lab.run import Run
 from saiopt.lab.task import Task, TaskConfig
 
 Row = dict[str, Any]

@@ -91,6 +91,15 @@ def test_a_damaged_line_is_not_overwritten(tmp_path: Path) -> None:
     assert folder.path.read_text() == "nonsense\n"
 
 
+def test_other_code_has_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_cells(SMALL, tmp_path).folder
+    assert open_cells(SMALL, tmp_path).folder == before
+    monkeypatch.setattr("saiopt.lab.noise.perceptron.code_hash", lambda *_: "edited")
+    assert open_cells(SMALL, tmp_path).folder != before
+
+
 def test_processes_give_the_rows_of_one_process(tmp_path: Path) -> None:
     alone = [train_cell(SMALL, cell) for cell in CELLS]
     folder = open_cells(SMALL, tmp_path)

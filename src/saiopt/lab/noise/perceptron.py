@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from saiopt.lab.environment import environment
+from saiopt.lab.identity import code_hash
 from saiopt.lab.noise.cells import Cells, Row
 from saiopt.lab.noise.perceptron_data import numpy_generator, signed_points
 
@@ -169,8 +170,9 @@ def open_cells(settings: Settings, runs_dir: Path) -> Cells:
         The folder.
     """
     versions = {name: version(name) for name in ("numba", "numpy")}
-    identity = {**dataclasses.asdict(settings), **versions}
-    origin = {**environment(torch.device("cpu"), "drawn"), **versions}
+    code = code_hash(__name__)
+    identity = {**dataclasses.asdict(settings), **versions, "code": code}
+    origin = {**environment(torch.device("cpu"), "drawn", code), **versions}
     key = [field.name for field in dataclasses.fields(Cell)]
     return Cells(runs_dir, "noise-perceptron", identity, origin, key)
 

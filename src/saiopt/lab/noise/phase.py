@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from saiopt.lab.environment import environment
+from saiopt.lab.identity import code_hash
 from saiopt.lab.noise.cells import Cells, Row
 from saiopt.lab.noise.layer_scales import OPTIMIZERS
 from saiopt.lab.noise.networks import ARCHITECTURES, FullyConnected
@@ -116,13 +117,15 @@ def open_cells(
     Returns:
         The folder.
     """
+    code = code_hash(__name__)
     identity = {
         **dataclasses.asdict(settings),
         "fingerprint": images.fingerprint,
         "device": device.type,
         "torch": version("torch"),
+        "code": code,
     }
-    origin = environment(device, images.fingerprint)
+    origin = environment(device, images.fingerprint, code)
     return Cells(runs_dir, "noise-phase", identity, origin, _KEY)
 
 

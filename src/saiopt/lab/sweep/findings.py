@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from saiopt.lab.atomic import write_json
+from saiopt.lab.identity import identity_hash
 from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.optimizers import get_optimizer
-from saiopt.lab.run import identity_hash
 from saiopt.lab.sweep.board import Board, Cell
 from saiopt.lab.sweep.pictures import draw
 from saiopt.lab.sweep.plan import Sweep
