@@ -74,6 +74,19 @@ def test_openwebtext_is_read_from_a_local_folder(tmp_path: Path, kind: str) -> N
     assert [file.stat().st_mtime_ns for file in files] == before
 
 
+def test_other_code_tokenizes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = datasets.Dataset.from_dict({"text": ["Aromi is an Indian"] * 4000})
+    (tmp_path / "data").mkdir()
+    table.to_parquet(tmp_path / "data" / "train.parquet")
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    for _ in range(2):
+        load("gpt2-openwebtext", data=tmp_path / "data", tokenizer=tokenizer, context=4)
+        monkeypatch.setattr("saiopt.lab.published_text.code_hash", lambda *_: "edited")
+    assert len(list((tmp_path / "cache").glob("tokens-*.bin"))) == 4
+
+
 def test_gpt2_small_has_the_published_parameters(tmp_path: Path) -> None:
     table = datasets.Dataset.from_dict({"text": ["Aromi is an Indian " * 900] * 4})
     (tmp_path / "data").mkdir()

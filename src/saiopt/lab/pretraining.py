@@ -3,11 +3,11 @@
 import contextlib
 import dataclasses
 import hashlib
-import os
 import pickle
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from saiopt.lab.atomic import alone, write_atomically
-from saiopt.lab.identity import identity_hash
+from saiopt.lab.cache_folder import cache_folder
+from saiopt.lab.identity import code_hash, identity_hash
 from saiopt.lab.schedules import lr_factor
-from saiopt.lab.task import Task
+from saiopt.lab.task import Packaged, Task, TaskConfig
 
 _SEED = 0
 _WARMUP_SHARE = 0.05
@@ -52,27 +53,20 @@ class Weights:
     fingerprint: str
 
 
-def cache_folder() -> Path:
-    """Return where pre-trained weights and prepared data are kept between runs.
-
-    Returns:
-        ``$SAIOPT_CACHE``, or ``saiopt`` in the user's cache folder.
-    """
-    if "SAIOPT_CACHE" in os.environ:
-        return Path(os.environ["SAIOPT_CACHE"])
-    user = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    return Path(user) / "saiopt"
-
-
 def pretrained(
-    task: Task, plan: Pretraining, sizes: Mapping[str, Any], folder: Path | None = None
+    config: TaskConfig,
+    task: Task,
+    plan: Pretraining,
+    sizes: Mapping[str, Any],
+    folder: Path | None = None,
 ) -> Weights:
     """Read a task's pre-trained weights; train them where there are none.
 
     Processes that ask at the same time wait for the one that trains. A damaged file is
-    made again.
+    made again, and so are weights that other code or other packages have made.
 
     Args:
+        config: What the weights are for; it builds ``task``.
         task: What is pre-trained on.
         plan: How.
         sizes: Of the model, as JSON types.
@@ -83,12 +77,15 @@ def pretrained(
     """
     folder = folder or cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
+    packages = config.packages if isinstance(config, Packaged) else ()
     key = [
         type(task).__name__,
         task.fingerprint,
         dataclasses.asdict(plan),
         dict(sizes),
         torch.__version__,
+        code_hash(type(config).__module__),
+        {name: version(name) for name in ("transformers", *packages)},
     ]
     path = folder / f"pretrained-{identity_hash(key)}.pt"
     with alone(path.with_suffix(".lock")):

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 from saiopt.lab.atomic import full_disk
-from saiopt.lab.pretraining import cache_folder
+from saiopt.lab.cache_folder import cache_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
