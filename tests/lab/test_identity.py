@@ -39,7 +39,7 @@ def test_every_file_of_the_optimizer_counts_in_every_run() -> None:
         if path.parts[0] not in AROUND_THE_OPTIMIZER
         and path.suffix not in {".pyc", ".typed"}
     }
-    assert {path.suffix for path in optimizer} == {".py", ".c", ".h"}
+    assert {path.suffix for path in optimizer} >= {".py", ".c", ".h"}
     counted = {file_of(name) for name in executed(RUN)}
     # What only names what others hold need not be imported from.
     assert optimizer - {Path("__init__.py")} <= counted
