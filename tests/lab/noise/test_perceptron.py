@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from scipy.stats import chi as chi_distribution
 from scipy.stats import kstest
 
+from saiopt.lab.atomic import alone
 from saiopt.lab.noise.perceptron import (
     Cell,
     Settings,
@@ -81,6 +83,21 @@ def test_a_line_that_was_torn_is_made_again(tmp_path: Path) -> None:
     folder.path.write_bytes(whole[:-20])
     assert train_cells(SMALL, CELLS, folder, 1, lambda *_: None) == rows
     assert folder.path.read_bytes() == whole
+
+
+def test_a_line_that_another_process_is_writing_is_not_cut_off(tmp_path: Path) -> None:
+    folder = open_cells(SMALL, tmp_path)
+    [row, other] = train_cells(SMALL, CELLS[:2], folder, 1, lambda *_: None)
+    lines = folder.path.read_bytes().splitlines(keepends=True)
+    with ThreadPoolExecutor() as pool:
+        with alone(folder.folder / "lock"):
+            folder.path.write_bytes(lines[0] + lines[1][:20])
+            reading = pool.submit(folder.finished)
+            assert wait([reading], timeout=0.5).not_done
+            with folder.path.open("ab") as file:
+                file.write(lines[1][20:])
+        assert list(reading.result(timeout=60).values()) == [row, other]
+    assert folder.path.read_bytes() == b"".join(lines)
 
 
 def test_a_damaged_line_is_not_overwritten(tmp_path: Path) -> None:
