@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from saiopt.lab.atomic import alone
 from saiopt.lab.loop import Progress
 from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.recipe import Recipe, override
@@ -93,6 +94,15 @@ def test_a_stopped_run_of_other_code_is_not_gone_on_with(
     assert seen[0] == Progress(run, 0, status="started")
     origin = json.loads((tmp_path / outcome.folder / "environment.json").read_text())
     assert origin["code"] == "edited"
+
+
+def test_a_finished_run_can_be_read_while_another_process_reads_it(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    run = Run(tiny, "adamw", 0.1, 0)
+    first = carry(run, tmp_path)
+    with alone(tmp_path / first.folder / "lock"):
+        assert carry(run, tmp_path) == first
 
 
 def test_the_log_has_every_step_and_evaluation(tiny: Recipe, tmp_path: Path) -> None:

@@ -77,14 +77,17 @@ def train(
     Raises:
         RunFolderError: If the folder is damaged or in use.
     """
-    with folder.locked(), deterministic():
-        result = folder.result()
-        if result is not None:
-            elsewhere = _elsewhere(folder.environment(), ranks)
-            metrics = result["metrics"]
-            observe(Progress(run, result["step"], None, metrics, "reused", elsewhere))
-            return result
-        return _Session(run, task, folder, device, observe, ranks).run_to_end()
+    result = folder.result()
+    if result is None:
+        with folder.locked(), deterministic():
+            # Another process may have finished it before this one had the lock.
+            result = folder.result()
+            if result is None:
+                return _Session(run, task, folder, device, observe, ranks).run_to_end()
+    elsewhere = _elsewhere(folder.environment(), ranks)
+    metrics = result["metrics"]
+    observe(Progress(run, result["step"], None, metrics, "reused", elsewhere))
+    return result
 
 
 def _elsewhere(origin: Mapping[str, Any], ranks: Ranks) -> str:
