@@ -1,4 +1,6 @@
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -113,6 +115,23 @@ def test_a_comparison_leaves_numbers_and_pictures(tiny: Recipe, tmp_path: Path) 
     assert [run["optimizer"] for run in written["runs"]] == ["adamw", "sgd"]
     assert (comparison.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "sgd" in (comparison.folder / "curves.svg").read_text()
+
+
+def test_processes_that_compare_the_same_draw_one_after_the_other(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry(tiny, tmp_path, {"adamw": 0.01})
+    drawing: list[str] = []
+
+    def draw(*_: object) -> None:
+        drawing.append("begins")
+        time.sleep(0.2)
+        drawing.append("ends")
+
+    monkeypatch.setattr("saiopt.lab.compare.plot_curves", draw)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda _: carry(tiny, tmp_path, {"adamw": 0.01}), range(3)))
+    assert drawing == ["begins", "ends"] * 3
 
 
 def test_the_table_fits_eighty_columns(tiny: Recipe, tmp_path: Path) -> None:

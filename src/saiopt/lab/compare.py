@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from saiopt.analysis.curves import Curve, plot_curves
-from saiopt.lab.atomic import write_json
+from saiopt.lab.atomic import alone, write_json
 from saiopt.lab.identity import identity_hash
 from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.loop import Observer
@@ -213,8 +213,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 def _write(comparison: Comparison) -> None:
     comparison.folder.mkdir(exist_ok=True)
-    write_json(comparison.folder / "comparison.json", as_json(comparison))
-    _plot(comparison)
+    with alone(comparison.folder / "lock"):
+        write_json(comparison.folder / "comparison.json", as_json(comparison))
+        _plot(comparison)
 
 
 def _plot(comparison: Comparison) -> None:
