@@ -307,6 +307,19 @@ def test_a_missing_package_is_named_with_its_extra(
         text_metrics(["a"], [["a"]])
 
 
+@pytest.mark.parametrize(
+    "module",
+    [f"nltk.translate.{name}_score" for name in ("bleu", "nist", "meteor")]
+    + ["rouge_score.rouge_scorer"],
+)
+def test_a_package_that_measures_is_missed_before_training(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(FileNotFoundError, match=f"needs the package {module}"):
+        load("gpt2m-lora-e2e", data="nowhere")
+
+
 def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"words": ["a"]}).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(FileNotFoundError, match="must have the columns text, got"):

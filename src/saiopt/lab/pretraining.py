@@ -92,7 +92,7 @@ def pretrained(
         weights = _read(path)
         if weights is None:
             sys.stderr.write(f"pre-training once, {plan.steps} steps, kept in {path}\n")
-            weights = _weights(_train(task, plan))
+            weights = _weights(_trained(task, plan))
             content = dataclasses.asdict(weights)
             write_atomically(path, lambda file: torch.save(content, file))
     return weights
@@ -107,6 +107,14 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
     """
     if next(model.parameters()).device.type != "meta":
         model.load_state_dict(dict(weights.tensors))
+
+
+def _trained(task: Task, plan: Pretraining) -> dict[str, Tensor]:
+    try:
+        return _train(task, plan)
+    except (ValueError, FileNotFoundError) as error:
+        # While a task is loaded, these would be taken for errors of its user.
+        raise RuntimeError(f"pre-training must succeed, got {error!r}") from error
 
 
 def _train(task: Task, plan: Pretraining) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """The perceptron under SGD noise: when, and with which weights, every point fits."""
 
 import dataclasses
+import math
 import multiprocessing
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -91,6 +92,8 @@ def plan(
     }.items():
         if not values:
             raise ValueError(f"{name} must hold at least one value, got none")
+        if not all(math.isfinite(value) for value in values):
+            raise ValueError(f"{name} must be finite, got {[*values]}")
     if min(chis) <= -1:
         raise ValueError(f"chi must be greater than -1, got {min(chis)}")
     if min(sizes) < 2:
