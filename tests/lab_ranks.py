@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from saiopt import SGDSaI
 from saiopt.lab import checkpoint
 from saiopt.lab.accumulation import accumulate
+from saiopt.lab.compare import prepare
 from saiopt.lab.optimizers import build_optimizer, set_mode
 from saiopt.lab.outcome import carry_out
 from saiopt.lab.ranks import ALONE, Ranks
@@ -69,6 +70,14 @@ def endings(runs_dir, optimizer):
     seen = []
     carry_out(run, run.recipe.task.load(), runs_dir, torch.device("cpu"), seen.append)
     return [progress.elsewhere for progress in seen]
+
+
+def refused(recipe, optimizer):
+    """Return what a rank is told of an optimizer before training."""
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), "fsdp2")
+    with pytest.raises(ValueError, match="strategy") as raised:
+        prepare([Run(get_recipe(recipe), optimizer, 0.1, 0)], ranks)
+    return str(raised.value)
 
 
 def raise_on_first():

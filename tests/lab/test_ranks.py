@@ -61,6 +61,11 @@ def test_what_needs_whole_parameters_is_refused_under_fsdp2(optimizer):
         prepare([run], Ranks(0, 2, "fsdp2"))
 
 
+def test_what_cannot_be_sharded_is_refused_before_training(workers):
+    for told in workers.run(2, lab_ranks.refused, "gpt-stdlib", "adam-mini"):
+        assert told.startswith("strategy must be ddp with adam-mini on GPT-2")
+
+
 def test_released_shards_give_the_numbers_of_one_process(workers, tmp_path):
     settings = lab_ranks.SETTINGS | lab_ranks.RELEASED
     alone = lab_ranks.train(tmp_path / "alone", "sgdsai", settings=settings)

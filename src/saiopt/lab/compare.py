@@ -126,13 +126,17 @@ def prepare(runs: Sequence[Run], ranks: Ranks = ALONE) -> Task:
             "strategy must be fsdp2 with gradient_release, since DDP keeps all "
             "gradients in its buckets, got ddp"
         )
-    for run in {run.optimizer: run for run in runs}.values():
-        if ranks.strategy == "fsdp2" and not get_optimizer(run.optimizer).shards:
-            raise ValueError(
-                f"strategy must be ddp with {run.optimizer}, which needs whole "
-                "parameters, got fsdp2"
-            )
-        build_optimizer(run.optimizer, model, run.lr, run.weight_decay, run.seed)
+    chosen = {run.optimizer: run for run in runs}
+    if ranks.strategy == "fsdp2":
+        for name in chosen:
+            if not get_optimizer(name).shards:
+                raise ValueError(
+                    f"strategy must be ddp with {name}, which needs whole parameters, "
+                    "got fsdp2"
+                )
+        ranks.spread(model)
+    for name, run in chosen.items():
+        build_optimizer(name, model, run.lr, run.weight_decay, run.seed)
     return task
 
 
