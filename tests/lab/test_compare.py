@@ -88,6 +88,15 @@ def test_a_row_averages_the_seeds_of_one_optimizer(
     assert sgd.state_bytes_per_parameter == pytest.approx(4, abs=0.1)
 
 
+def test_the_step_time_of_two_seeds_lies_between_theirs(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    comparison, _ = carry(tiny, tmp_path, {"adamw": 0.01}, (0, 1))
+    times = [o.result["step_seconds"]["median"] for o in comparison.outcomes]
+    assert min(times) < max(times)
+    assert comparison.rows[0].step_seconds == pytest.approx(sum(times) / 2)
+
+
 def test_a_diverged_run_stays_in_the_table(tiny: Recipe, tmp_path: Path) -> None:
     comparison, _ = carry(tiny, tmp_path, {"adamw": 0.01, "sgd": 1e30}, (0, 1))
     diverged = comparison.rows[1]

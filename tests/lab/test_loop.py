@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,15 @@ def test_the_log_has_every_step_and_evaluation(tiny: Recipe, tmp_path: Path) -> 
     assert (
         outcome.curve[-1][1] == outcome.value == outcome.result["metrics"]["accuracy"]
     )
+
+
+def test_the_median_step_time_is_that_of_the_log(tiny: Recipe, tmp_path: Path) -> None:
+    outcome = carry(Run(tiny, "adamw", 0.1, 0), tmp_path)
+    times = [line["step_seconds"] for line in outcome.log if "step_seconds" in line]
+    assert len(times) % 2 == 0
+    found = outcome.result["step_seconds"]
+    assert found["median"] == pytest.approx(statistics.median(times))
+    assert min(times) <= found["p10"] <= found["median"] <= found["p90"] <= max(times)
 
 
 def test_the_learning_rate_follows_the_schedule(tiny: Recipe, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Several optimizers on the same model, data order and seeds."""
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -257,7 +258,7 @@ def _row(group: Sequence[Outcome]) -> Row:
     values = [outcome.value for outcome in group if outcome.value is not None]
     results = [outcome.result for outcome in group]
     times = [result["step_seconds"] for result in results if result["step_seconds"]]
-    steps = sorted(time["median"] for time in times)
+    steps = [time["median"] for time in times]
     return Row(
         optimizer=group[0].run.optimizer,
         lr=group[0].run.lr,
@@ -271,6 +272,6 @@ def _row(group: Sequence[Outcome]) -> Row:
         state_bytes_per_parameter=(
             results[0]["state_bytes"] / results[0]["num_parameters"]
         ),
-        step_seconds=steps[len(steps) // 2] if steps else None,
+        step_seconds=statistics.median(steps) if steps else None,
         total_seconds=sum(result["total_seconds"] for result in results),
     )
