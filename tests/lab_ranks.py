@@ -14,6 +14,8 @@ from torch.distributed.tensor import DTensor
 from saiopt import SGDSaI
 from saiopt.lab import checkpoint
 from saiopt.lab.accumulation import accumulate
+from saiopt.lab.compare import prepare
+from saiopt.lab.optimizers import build_optimizer, set_mode
 from saiopt.lab.outcome import carry_out
 from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.recipe import override
@@ -38,6 +40,8 @@ def stop_at(step, progress):
         raise KeyboardInterrupt
 
 
+# Matrices that are large enough for a momentum in 8 or 4 bits, some of them square.
+WIDE = SETTINGS | {"task.hidden_size": "64", "task.num_layers": "1"}
 RELEASED = {"clip_norm": "0", "gradient_release": "true"}
 
 
@@ -66,6 +70,14 @@ def endings(runs_dir, optimizer):
     seen = []
     carry_out(run, run.recipe.task.load(), runs_dir, torch.device("cpu"), seen.append)
     return [progress.elsewhere for progress in seen]
+
+
+def refused(recipe, optimizer):
+    """Return what a rank is told of an optimizer before training."""
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), "fsdp2")
+    with pytest.raises(ValueError, match="strategy") as raised:
+        prepare([Run(get_recipe(recipe), optimizer, 0.1, 0)], ranks)
+    return str(raised.value)
 
 
 def raise_on_first():
@@ -111,6 +123,45 @@ def draw_after_saving(path):
     torch.manual_seed(5 + ranks.rank)
     checkpoint.save(path, model, optimizer, checkpoint.Position(3, 0, 1.0), ranks)
     return torch.rand(3).tolist()
+
+
+def build(optimizer):
+    """Build a wide model and its optimizer, over the ranks if there are any."""
+    torch.set_num_threads(1)
+    ranks = ALONE
+    if dist.is_initialized():
+        ranks = Ranks(dist.get_rank(), dist.get_world_size(), "fsdp2")
+    recipe = override(get_recipe("vit-digits"), WIDE)
+    task = recipe.task.load()
+    model = task.build_model(0)
+    spread = ranks.spread(model)
+    built = build_optimizer(optimizer, model, 0.05, 0.1, 0)
+    set_mode(built, training=True)
+
+    def step(count):
+        model.zero_grad()
+        batch = task.batch(0, count, recipe.batch_size)
+        accumulate(task, spread, batch, 1, torch.device("cpu"), ranks)
+        built.step()
+
+    return model, built, ranks, step
+
+
+def save_trained(path, optimizer):
+    """Save a checkpoint after three steps."""
+    model, built, ranks, step = build(optimizer)
+    for count in range(3):
+        step(count)
+    checkpoint.save(path, model, built, checkpoint.Position(3, 0, 1.0), ranks)
+
+
+def save_loaded(path, other, optimizer):
+    """Load a checkpoint, save what was loaded, and take one more step."""
+    model, built, ranks, step = build(optimizer)
+    checkpoint.load(path, model, built, ranks)
+    checkpoint.save(other, model, built, checkpoint.Position(3, 0, 1.0), ranks)
+    step(3)
+    return all(whole(p).isfinite().all().item() for p in model.parameters())
 
 
 def seeds(runs_dir, stop=None):

@@ -105,6 +105,47 @@ def test_bad_input_gets_one_sentence_and_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, ConnectionError])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train vit-digits --steps 2",
+        "compare vit-digits --steps 2",
+        "gsnr vit-digits --steps 2",
+        "sweep vit-digits --steps 2 --optimizers sgd",
+        "lr vit-digits",
+    ],
+)
+def test_an_error_within_training_is_not_taken_for_bad_input(
+    command: str,
+    kind: type[Exception],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind("from within a library")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("saiopt.lab.tasks.classifier.Classifier.loss", fail)
+    with pytest.raises(kind, match="from within a library"):
+        main([*command.split(), *TINY])
+
+
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError])
+def test_an_error_within_pretraining_is_not_taken_for_bad_input(
+    kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind("from within a library")
+
+    monkeypatch.setenv("SAIOPT_CACHE", str(tmp_path))
+    task = "saiopt.lab.tasks.byte_language_model.ByteLanguageModel"
+    monkeypatch.setattr(f"{task}.loss", fail)
+    with pytest.raises(RuntimeError, match="pre-training must") as raised:
+        main(["train", "lora-pydoc", "--runs-dir", str(tmp_path)])
+    assert isinstance(raised.value.__cause__, kind)
+
+
 def test_a_runs_folder_that_cannot_be_made_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,6 +41,15 @@ def test_bad_input_is_refused_in_one_sentence(command, sentence, capsys):
     assert re.search(sentence, captured.err)
 
 
+def test_an_error_within_a_step_is_not_taken_for_bad_input(monkeypatch):
+    def fail(*_):
+        raise ValueError("from within a library")
+
+    monkeypatch.setattr("saiopt.bench.run.bandwidth", fail)
+    with pytest.raises(ValueError, match="from within a library"):
+        main(["bench", "--shapes", "tiny", "--optimizers", "sgdm-loop"])
+
+
 def test_memory_prints_a_table_for_each_model(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     models = ["vit-s16", "resnet18"]

@@ -19,7 +19,7 @@ import torch
 from saiopt.analysis.paired_plot import plot_differences
 from saiopt.lab.environment import environment
 from saiopt.lab.intervals import estimate
-from saiopt.lab.outcome import carry_out
+from saiopt.lab.outcome import carry_out, code_of
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
 from saiopt.low_bit import Code, using
@@ -81,6 +81,13 @@ def train_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [rows[cell] for cell in wanted]
 
 
+def origin_of(name: str) -> dict[str, Any]:
+    """Return where the runs of a recipe are made."""
+    recipe = get_recipe(name)
+    task = recipe.task.load()
+    return environment(CPU, task.fingerprint, code_of(recipe, task))
+
+
 def report(rows: list[dict[str, Any]]) -> None:
     """Print the difference of every variant from float32, and draw it."""
     panels: dict[str, dict[str, list[float]]] = {}
@@ -120,10 +127,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = train_all(options)
     torch.set_num_threads(1)
-    where = {
-        name: environment(CPU, get_recipe(name).task.load().fingerprint)
-        for name in options.recipes
-    }
+    where = {name: origin_of(name) for name in options.recipes}
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (HERE / "results.jsonl").write_text(lines)
     (HERE / "environment.json").write_text(json.dumps(where, indent=2) + "\n")

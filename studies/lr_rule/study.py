@@ -15,6 +15,7 @@ import torch
 
 from saiopt.analysis.paired_plot import plot_differences
 from saiopt.lab.environment import environment
+from saiopt.lab.identity import code_hash
 from saiopt.lab.intervals import estimate
 from saiopt.lab.lr_rule import USUAL_ADAMW_LR, propose
 from saiopt.lab.recipes import get_recipe
@@ -59,6 +60,13 @@ def proposals(name: str, optimizer: str) -> dict[str, Any]:
     }
 
 
+def origin_of(name: str) -> dict[str, Any]:
+    """Return where the proposals for a recipe are made."""
+    config = get_recipe(name).task
+    code = code_hash(propose.__module__, type(config).__module__)
+    return environment(CPU, config.load().fingerprint, code)
+
+
 def report(rows: list[dict[str, Any]]) -> None:
     """Print the errors and their differences, and draw them."""
     panels: dict[str, dict[str, list[float]]] = {}
@@ -97,10 +105,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)
     rows = [proposals(name, optimizer) for name in RECIPES for optimizer in OPTIMIZERS]
-    where = {
-        name: environment(CPU, get_recipe(name).task.load().fingerprint)
-        for name in RECIPES
-    }
+    where = {name: origin_of(name) for name in RECIPES}
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (HERE / "results.jsonl").write_text(lines)
     (HERE / "environment.json").write_text(json.dumps(where, indent=2) + "\n")

@@ -1,5 +1,8 @@
 import errno
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,6 +43,47 @@ def test_a_crash_before_the_replacement_leaves_the_old_file(
     write_atomically(path, lambda file: file.write(b"newer"))
     assert path.read_bytes() == b"newer"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+WRITING = """
+import sys
+from pathlib import Path
+from saiopt.lab.atomic import write_json
+for i in range(300):
+    write_json(Path(sys.argv[1]), {"writer": sys.argv[2], "texts": [str(i)] * 500})
+"""
+
+
+def test_processes_that_write_one_file_leave_one_of_theirs(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    writing = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITING, str(path), name],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("first", "second")
+    ]
+    while any(process.poll() is None for process in writing):
+        if path.exists():
+            assert len(json.loads(path.read_text())["texts"]) == 500
+    assert [process.communicate()[1] for process in writing] == ["", ""]
+    assert json.loads(path.read_text())["texts"] == ["299"] * 500
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+
+
+def test_what_a_killed_process_has_left_is_no_part_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "file.json.tmp").write_text("x" * 1000)
+    write_json(tmp_path / "file.json", {})
+    assert [p.name for p in tmp_path.iterdir()] == ["file.json"]
+    assert (tmp_path / "file.json").read_text() == "{}\n"
+
+
+def test_a_file_gets_the_rights_that_files_have(tmp_path: Path) -> None:
+    write_json(tmp_path / "file.json", {})
+    (tmp_path / "other").touch()
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1
 
 
 def test_json_without_a_standard_form_is_not_written(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,30 @@ def test_a_damaged_file_is_named_and_left_alone(tmp_path: Path, kept: int) -> No
     with pytest.raises(RunFolderError, match=f"damaged {path}"):
         checkpoint.load(path, *build())
     assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("gloo/transport/tcp/pair.cc: Connection closed by peer"),
+        ValueError("state_dict must fit the parameters"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_fails_beside_the_file_is_not_laid_to_it(
+    error: Exception, tmp_path: Path
+) -> None:
+    path = tmp_path / "checkpoint.pt"
+    checkpoint.save(path, *build(), POSITION)
+    model, optimizer = build()
+
+    def fail(*_: object) -> None:
+        raise error
+
+    optimizer.register_load_state_dict_pre_hook(fail)
+    with pytest.raises(type(error), match=re.escape(str(error))):
+        checkpoint.load(path, model, optimizer)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:

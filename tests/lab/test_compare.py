@@ -1,4 +1,6 @@
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,15 @@ def test_a_row_averages_the_seeds_of_one_optimizer(
     assert sgd.state_bytes_per_parameter == pytest.approx(4, abs=0.1)
 
 
+def test_the_step_time_of_two_seeds_lies_between_theirs(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    comparison, _ = carry(tiny, tmp_path, {"adamw": 0.01}, (0, 1))
+    times = [o.result["step_seconds"]["median"] for o in comparison.outcomes]
+    assert min(times) < max(times)
+    assert comparison.rows[0].step_seconds == pytest.approx(sum(times) / 2)
+
+
 def test_a_diverged_run_stays_in_the_table(tiny: Recipe, tmp_path: Path) -> None:
     comparison, _ = carry(tiny, tmp_path, {"adamw": 0.01, "sgd": 1e30}, (0, 1))
     diverged = comparison.rows[1]
@@ -113,6 +124,23 @@ def test_a_comparison_leaves_numbers_and_pictures(tiny: Recipe, tmp_path: Path) 
     assert [run["optimizer"] for run in written["runs"]] == ["adamw", "sgd"]
     assert (comparison.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert "sgd" in (comparison.folder / "curves.svg").read_text()
+
+
+def test_processes_that_compare_the_same_draw_one_after_the_other(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    carry(tiny, tmp_path, {"adamw": 0.01})
+    drawing: list[str] = []
+
+    def draw(*_: object) -> None:
+        drawing.append("begins")
+        time.sleep(0.2)
+        drawing.append("ends")
+
+    monkeypatch.setattr("saiopt.lab.compare.plot_curves", draw)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda _: carry(tiny, tmp_path, {"adamw": 0.01}), range(3)))
+    assert drawing == ["begins", "ends"] * 3
 
 
 def test_the_table_fits_eighty_columns(tiny: Recipe, tmp_path: Path) -> None:

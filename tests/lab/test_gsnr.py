@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,28 @@ def test_a_finished_run_gives_back_what_was_measured(
     assert [row["gsnr"] for row in written] == [row.gsnr for row in first.rows]
     assert (first.folder / "gsnr.png").exists()
     assert (first.folder / "gsnr.svg").exists()
+
+
+def test_processes_that_measure_the_same_draw_one_after_the_other(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tiny, "sgdsai", 0.1, 0, gsnr_every=6)
+    task = prepare([run])
+    measure_gsnr(run, task, tmp_path, CPU, lambda _: None)
+    drawing: list[str] = []
+
+    def draw(*_: object) -> None:
+        drawing.append("begins")
+        time.sleep(0.2)
+        drawing.append("ends")
+
+    def measure(_: int) -> None:
+        measure_gsnr(run, task, tmp_path, CPU, lambda _: None)
+
+    monkeypatch.setattr("saiopt.lab.gsnr.plot_gsnr", draw)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(measure, range(3)))
+    assert drawing == ["begins", "ends"] * 3
 
 
 def test_the_first_measurement_is_the_optimizers_scale(

@@ -1,4 +1,6 @@
 import dataclasses
+import json
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from saiopt.lab.atomic import alone
 from saiopt.lab.loop import Progress
 from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.recipe import Recipe, override
@@ -80,6 +83,29 @@ def test_a_stopped_run_ends_with_the_numbers_of_one_that_was_not(
     assert without_times(resumed.result) == without_times(whole.result)
 
 
+def test_a_stopped_run_of_other_code_is_not_gone_on_with(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tiny, "sgdsai", 0.1, 0)
+    with pytest.raises(KeyboardInterrupt):
+        carry(run, tmp_path, interrupt_at(6))
+    monkeypatch.setattr("saiopt.lab.outcome.code_hash", lambda *_: "edited")
+    seen: list[Progress] = []
+    outcome = carry(run, tmp_path, seen.append)
+    assert seen[0] == Progress(run, 0, status="started")
+    origin = json.loads((tmp_path / outcome.folder / "environment.json").read_text())
+    assert origin["code"] == "edited"
+
+
+def test_a_finished_run_can_be_read_while_another_process_reads_it(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    run = Run(tiny, "adamw", 0.1, 0)
+    first = carry(run, tmp_path)
+    with alone(tmp_path / first.folder / "lock"):
+        assert carry(run, tmp_path) == first
+
+
 def test_the_log_has_every_step_and_evaluation(tiny: Recipe, tmp_path: Path) -> None:
     outcome = carry(Run(tiny, "adamw", 0.1, 0), tmp_path)
     steps = [line["step"] for line in outcome.log if "loss" in line]
@@ -88,6 +114,15 @@ def test_the_log_has_every_step_and_evaluation(tiny: Recipe, tmp_path: Path) -> 
     assert (
         outcome.curve[-1][1] == outcome.value == outcome.result["metrics"]["accuracy"]
     )
+
+
+def test_the_median_step_time_is_that_of_the_log(tiny: Recipe, tmp_path: Path) -> None:
+    outcome = carry(Run(tiny, "adamw", 0.1, 0), tmp_path)
+    times = [line["step_seconds"] for line in outcome.log if "step_seconds" in line]
+    assert len(times) % 2 == 0
+    found = outcome.result["step_seconds"]
+    assert found["median"] == pytest.approx(statistics.median(times))
+    assert min(times) <= found["p10"] <= found["median"] <= found["p90"] <= max(times)
 
 
 def test_the_learning_rate_follows_the_schedule(tiny: Recipe, tmp_path: Path) -> None:

@@ -74,6 +74,19 @@ def test_openwebtext_is_read_from_a_local_folder(tmp_path: Path, kind: str) -> N
     assert [file.stat().st_mtime_ns for file in files] == before
 
 
+def test_other_code_tokenizes_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = datasets.Dataset.from_dict({"text": ["Aromi is an Indian"] * 4000})
+    (tmp_path / "data").mkdir()
+    table.to_parquet(tmp_path / "data" / "train.parquet")
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    for _ in range(2):
+        load("gpt2-openwebtext", data=tmp_path / "data", tokenizer=tokenizer, context=4)
+        monkeypatch.setattr("saiopt.lab.published_text.code_hash", lambda *_: "edited")
+    assert len(list((tmp_path / "cache").glob("tokens-*.bin"))) == 4
+
+
 def test_gpt2_small_has_the_published_parameters(tmp_path: Path) -> None:
     table = datasets.Dataset.from_dict({"text": ["Aromi is an Indian " * 900] * 4})
     (tmp_path / "data").mkdir()
@@ -292,6 +305,19 @@ def test_a_missing_package_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, "nltk.translate.bleu_score", None)
     with pytest.raises(FileNotFoundError, match=r"pip install 'saiopt\[published\]'"):
         text_metrics(["a"], [["a"]])
+
+
+@pytest.mark.parametrize(
+    "module",
+    [f"nltk.translate.{name}_score" for name in ("bleu", "nist", "meteor")]
+    + ["rouge_score.rouge_scorer"],
+)
+def test_a_package_that_measures_is_missed_before_training(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(FileNotFoundError, match=f"needs the package {module}"):
+        load("gpt2m-lora-e2e", data="nowhere")
 
 
 def test_a_table_without_a_column_is_refused(tmp_path: Path) -> None:

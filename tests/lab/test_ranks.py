@@ -12,12 +12,19 @@ import pytest
 import torch
 
 from saiopt.lab.compare import prepare
+from saiopt.lab.optimizers import OPTIMIZERS as OPTIMIZERS_BY_NAME
 from saiopt.lab.ranks import ALONE, Ranks, together
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
 
 CPU = torch.device("cpu")
 OPTIMIZERS = ["sgdsai", "adamw", "sgd"]
+MOMENTA = ["sgdsai", "sgdsai-bf16", "sgdsai-int8", "sgdsai-int4"]
+SHARDED = [
+    name
+    for name, spec in OPTIMIZERS_BY_NAME.items()
+    if spec.shards and not name.endswith("-frozen-a")
+]
 STRATEGIES = ["ddp", "fsdp2"]
 
 
@@ -54,6 +61,11 @@ def test_what_needs_whole_parameters_is_refused_under_fsdp2(optimizer):
         prepare([run], Ranks(0, 2, "fsdp2"))
 
 
+def test_what_cannot_be_sharded_is_refused_before_training(workers):
+    for told in workers.run(2, lab_ranks.refused, "gpt-stdlib", "adam-mini"):
+        assert told.startswith("strategy must be ddp with adam-mini on GPT-2")
+
+
 def test_released_shards_give_the_numbers_of_one_process(workers, tmp_path):
     settings = lab_ranks.SETTINGS | lab_ranks.RELEASED
     alone = lab_ranks.train(tmp_path / "alone", "sgdsai", settings=settings)
@@ -82,6 +94,61 @@ def test_another_number_of_ranks_goes_on_from_a_checkpoint(
     assert results[0] is None
     assert results[1][0] == pytest.approx(alone[optimizer][0], rel=1e-4)
     assert len(results[1][1]) == len(alone[optimizer][1])
+
+
+@pytest.mark.parametrize("optimizer", MOMENTA)
+def test_a_stopped_run_of_shards_ends_with_the_bits_of_one_that_was_not(
+    workers, tmp_path, optimizer
+):
+    whole, stopped = (
+        (tmp_path / name, optimizer, "fsdp2", stop, lab_ranks.WIDE)
+        for name, stop in (("whole", None), ("stopped", 10))
+    )
+    expected = workers.run(2, lab_ranks.train, *whole)
+    assert workers.run(2, lab_ranks.train, *stopped) == [None, None]
+    resumed = (*stopped[:3], None, lab_ranks.WIDE)
+    assert workers.run(2, lab_ranks.train, *resumed) == expected
+
+
+def on(world, workers, function, *arguments):
+    if world == 1:
+        return [function(*arguments)]
+    return workers.run(world, function, *arguments)
+
+
+def differences(found, expected):
+    """Where two nested contents differ in a bit, a dtype or a key."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        return [
+            f"{key}.{where}"
+            for key in expected
+            for where in differences(found[key], expected[key])
+        ]
+    if isinstance(expected, torch.Tensor):
+        same = found.dtype == expected.dtype and torch.equal(found, expected)
+    else:
+        same = found == expected
+    return [] if same else [""]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "first", "then"),
+    [
+        *((name, *ranks) for name in MOMENTA for ranks in ((1, 2), (2, 1))),
+        # Adam-mini's package cannot split a head over two ranks.
+        *((name, 2, 2 if name == "adam-mini" else 3) for name in SHARDED),
+    ],
+)
+def test_a_checkpoint_keeps_every_bit_on_any_number_of_ranks(
+    workers, tmp_path, optimizer, first, then
+):
+    saved, loaded = tmp_path / "saved.pt", tmp_path / "loaded.pt"
+    on(first, workers, lab_ranks.save_trained, saved, optimizer)
+    assert all(on(then, workers, lab_ranks.save_loaded, saved, loaded, optimizer))
+    contents = [torch.load(path) for path in (loaded, saved)]
+    for name in ("model", "optimizer"):
+        assert not differences(*(content[name] for content in contents))
 
 
 def test_a_finished_run_says_that_it_was_made_by_other_processes(workers, tmp_path):

@@ -109,6 +109,24 @@ def test_runs_that_differ_in_the_recipe_are_told_apart(
     ]
 
 
+def test_runs_of_other_code_are_told_apart(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "runs"
+    for code in ("before", "after"):
+        monkeypatch.setattr("saiopt.lab.outcome.code_hash", lambda *_, code=code: code)
+        run = Run(tiny, "adamw", 0.01, 0)
+        carry_out(run, prepare([run]), folder, CPU, lambda _: None)
+    drawn: list[str] = []
+    monkeypatch.setattr(
+        "saiopt.lab.report.runs_section.plot_curves",
+        lambda curves, *_: drawn.extend(curves),
+    )
+    words = report(folder).words
+    assert "code" in words
+    assert sorted(drawn) == ["adamw lr 0.01 code=after", "adamw lr 0.01 code=before"]
+
+
 def test_the_environment_is_that_of_the_runs(runs_dir: Path) -> None:
     values = environments(find_sources([], runs_dir))
     assert values["torch"] == [torch.__version__]

@@ -113,7 +113,7 @@ def test_a_bad_argument_is_refused(
         ("ddpm-digits", {"diffusers", "scikit-learn"}),
         ("lora-ddpm-digits", {"diffusers", "peft", "scikit-learn"}),
         ("lora-pydoc", {"peft"}),
-        ("gpt2m-lora-e2e", {"peft"}),
+        ("gpt2m-lora-e2e", {"nltk", "peft", "rouge-score"}),
         ("sd-lora", {"diffusers", "peft"}),
     ],
 )

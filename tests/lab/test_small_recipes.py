@@ -121,6 +121,18 @@ def test_pretraining_is_made_once_and_made_again_when_damaged(
     assert "pre-training once" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("made_by", ["code_hash", "version"])
+def test_weights_that_other_code_has_pretrained_are_made_again(
+    made_by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAIOPT_CACHE", str(tmp_path))
+    config = override(get_recipe("lora-pydoc"), SMALL["lora-pydoc"]).task
+    config.load()
+    monkeypatch.setattr(f"saiopt.lab.pretraining.{made_by}", lambda *_: "edited")
+    config.load()
+    assert len(list(tmp_path.glob("pretrained-*.pt"))) == 2
+
+
 def test_pictures_of_generated_digits_are_in_the_run_folder(
     tasks: dict[str, tuple[Recipe, Task]], tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from saiopt.lab.outcome import code_of
 from saiopt.lab.recipe import override
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
@@ -50,6 +51,9 @@ def test_cells_become_rows_that_name_what_was_trained(tmp_path):
     assert row["value"] == row["accuracy"]
     origin = json.loads((tmp_path / "environment.json").read_text())
     assert origin[row["environment"]]["threads"] == 1
+    run = cells(0)[0].run
+    code = code_of(run.recipe, run.recipe.task.load())
+    assert origin[row["environment"]]["code"] == code
     assert len(said) == 1
 
 
@@ -94,6 +98,41 @@ def test_a_row_that_comes_out_otherwise_is_refused_and_kept(here_only):
     with pytest.raises(SystemExit, match="1 rows differ"):
         results_of(cells(0), options(here_only), print)
     assert path.read_bytes() == before
+
+
+def test_two_processes_of_a_study_keep_each_others_rows(here_only, monkeypatch):
+    def meanwhile(line):
+        if '"seed": 0' in line:
+            with monkeypatch.context() as elsewhere:
+                elsewhere.setattr("saiopt.lab.environment.commit", lambda: "another")
+                results_of(cells(5), options(here_only), print)
+
+    rows = results_of(cells(0, 1), options(here_only), meanwhile)
+    assert [row["seed"] for row in rows] == [0, 5, 1]
+    lines = (here_only / "results.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    origins = json.loads((here_only / "environment.json").read_text())
+    assert len(origins) == 2
+    assert origins.keys() == {row["environment"] for row in rows}
+
+
+def test_a_row_that_another_process_has_made_meanwhile_is_compared_with(here_only):
+    path = here_only / "results.jsonl"
+    said = []
+
+    def meanwhile(line):
+        said.append(line)
+        if '"seed": 0' in line:
+            results_of(cells(1, 2), options(here_only), print)
+            lines = path.read_text().splitlines()
+            lines[-1] = lines[-1].replace('"accuracy": ', '"accuracy": 1')
+            path.write_text("\n".join(lines) + "\n")
+
+    with pytest.raises(SystemExit, match="1 rows differ"):
+        results_of(cells(0, 1, 2), options(here_only), meanwhile)
+    assert said[-1] == "1 of 2 repeated rows equal the committed ones"
+    seeds = [json.loads(line)["seed"] for line in path.read_text().splitlines()]
+    assert seeds == [0, 1, 2]
 
 
 def test_rows_keep_the_order_of_the_cells(here_only):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from saiopt.lab.recipe import Recipe
 from saiopt.lab.run import Run
 from saiopt.lab.sweep.board import Board, Cell, open_storage
 from saiopt.lab.sweep.claims import Claim
-from saiopt.lab.sweep.findings import Finding
+from saiopt.lab.sweep.findings import Finding, gather
 from saiopt.lab.sweep.pictures import draw
 from saiopt.lab.sweep.plan import Sweep
 from saiopt.lab.sweep.workers import Place, boards, work_off
@@ -99,6 +100,41 @@ def test_a_finished_sweep_trains_nothing(tiny: Recipe, tmp_path: Path) -> None:
         work_off([sweep], task, place(tmp_path), lambda _, c: announced.append(c))
     assert [cell.lr for cell in announced] == [0.01, 0.1]
     assert announced[0].weight_decay == tiny.decay_per_step / 0.01
+
+
+def test_the_process_that_sees_most_of_a_sweep_has_the_last_word(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep = grid(tiny, weight_decays=())
+    task = prepare(sweep.runs({"lr": 0.01}))
+    drawn: list[int] = []
+
+    def one_more_cell() -> None:
+        [opened] = boards([sweep], task, place(tmp_path))
+        claim = opened.claim()
+        assert claim is not None
+        [run] = sweep.runs(claim.trial.params)
+        opened.finish(claim, [carry_out(run, task, tmp_path, CPU, lambda _: None)])
+
+    def report() -> None:
+        gather(boards([sweep], task, place(tmp_path)), tmp_path, None)
+
+    def draw(tried: Any, *_: object) -> None:
+        if len(tried[0][1]) == 1:
+            one_more_cell()
+            others.append(pool.submit(report))
+            wait(others, timeout=1)
+        drawn.append(len(tried[0][1]))
+
+    monkeypatch.setattr("saiopt.lab.sweep.findings.draw", draw)
+    others: list[Future[None]] = []
+    one_more_cell()
+    with ThreadPoolExecutor() as pool:
+        report()
+    others[0].result()
+    assert drawn == [1, 2]
+    [written] = tmp_path.glob("sweep-*/sweep.json")
+    assert json.loads(written.read_text())["optimizers"][0]["missing"] == 0
 
 
 def test_a_diverged_cell_is_recorded_as_such(tiny: Recipe, tmp_path: Path) -> None:
@@ -246,6 +282,17 @@ def test_another_version_of_a_rivals_package_is_another_sweep(
     monkeypatch.setattr("saiopt.lab.run.version", lambda _: "9.9.9")
     after = lion.study_name({}), ours.study_name({})
     assert (before[0] == after[0], before[1] == after[1]) == (False, True)
+
+
+def test_other_code_is_another_sweep(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps, task = [grid(tiny)], tiny.task.load()
+    [before] = boards(sweeps, task, place(tmp_path))
+    [again] = boards(sweeps, task, place(tmp_path))
+    monkeypatch.setattr("saiopt.lab.outcome.code_hash", lambda *_: "edited")
+    [after] = boards(sweeps, task, place(tmp_path))
+    assert before.study_name == again.study_name != after.study_name
 
 
 def test_a_published_grid_gives_torchs_sgd_its_coupled_decay() -> None:

@@ -52,7 +52,8 @@ class Bench:
         from saiopt.bench.plan import Plan
         from saiopt.bench.plot import plot_rows
         from saiopt.bench.rows import write_csv
-        from saiopt.bench.run import run_bench
+        from saiopt.bench.run import DoesNotFitError, run_bench
+        from saiopt.bench.shapes import skeleton
         from saiopt.bench.table import renderables
 
         if self.threads is not None:
@@ -63,6 +64,8 @@ class Bench:
         with refusing(ValueError):
             names = ("shapes", "optimizers", "device", "dtype", "rounds", "steps")
             plan = Plan(**{name: getattr(self, name) for name in names})
+            skeleton(plan.shapes)
+        with refusing(DoesNotFitError):
             rows = run_bench(plan, lambda line: sys.stderr.write(f"{line}\n"))
         if self.csv is not None:
             write_csv(rows, self.csv)

@@ -38,18 +38,28 @@ class Lr(Choice):
         """Measure and print."""
         recipe = recipe_of(self)
         device = device_of(self)
-        from saiopt.lab.lr_rule import known_lr_of, propose
-        from saiopt.lab.optimizers import get_optimizer
+        from saiopt.lab.compare import prepare
+        from saiopt.lab.lr_rule import (
+            StandstillError,
+            known_lr_of,
+            propose,
+            require_rule,
+        )
+        from saiopt.lab.run import Run
 
+        names = (self.optimizer, self.known)
         with refusing(ValueError, FileNotFoundError):
-            get_optimizer(self.optimizer)
-            get_optimizer(self.known)
             known_lr = self.known_lr
             if known_lr is None:
                 known_lr = known_lr_of(recipe, self.known)
+            require_rule(*names, known_lr, self.gradients)
+            # Gradients are compared, not freed.
+            whole = dataclasses.replace(recipe, gradient_release=False)
+            task = prepare([Run(whole, name, known_lr, self.seed) for name in names])
+        with refusing(StandstillError):
             found = propose(
                 recipe,
-                recipe.task.load(),
+                task,
                 self.optimizer,
                 self.known,
                 known_lr,

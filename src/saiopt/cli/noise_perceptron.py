@@ -57,23 +57,16 @@ class Perceptron:
 
     def __call__(self) -> None:
         """Train, fit the exponents and print them."""
-        from saiopt.lab.noise.perceptron import Settings, open_cells
+        from saiopt.lab.noise.perceptron import Settings
         from saiopt.lab.noise.perceptron_exponents import fit_all
         from saiopt.lab.noise.perceptron_report import fits_as_json, write_report
         from saiopt.lab.noise.perceptron_table import exponent_table, unfitted_text
-        from saiopt.lab.run_folder import RunFolderError
 
-        with refusing(ValueError, RunFolderError):
+        with refusing(ValueError):
             settings = Settings(
                 self.dimension, self.batch_size, max_events=self.max_events
             )
-            if min(self.sizes, default=0) < self.batch_size:
-                raise ValueError(
-                    f"sizes must be at least batch_size, got {min(self.sizes)}"
-                )
-            require_writable(self.runs_dir)
-            cells = open_cells(settings, self.runs_dir)
-            rows = self._train(settings, cells)
+        cells, rows = self._train(settings)
         fits = fit_all(rows)
         write_report(cells.folder, settings, rows, fits)
         if self.json:
@@ -86,21 +79,33 @@ class Perceptron:
             console.print(f"\n{unfitted}")
         console.print(f"\nPlot, exponents and rows: {cells.folder}/", soft_wrap=True)
 
-    def _train(self, settings: "Settings", folder: "Cells") -> "list[Row]":
+    def _train(self, settings: "Settings") -> "tuple[Cells, list[Row]]":
         from rich.console import Console
 
         from saiopt.lab.noise.counting import counting
-        from saiopt.lab.noise.perceptron import plan, train_cells
+        from saiopt.lab.noise.perceptron import open_cells, plan, train_cells
+        from saiopt.lab.run_folder import RunFolderError
 
-        cells = plan(self.chi, self.sizes, self.temperatures, self.seeds)
+        if self.sizes and min(self.sizes) < self.batch_size:
+            raise RefusalError(
+                f"sizes must be at least batch_size, got {min(self.sizes)}"
+            )
         workers = (os.cpu_count() or 1) if self.workers is None else self.workers
         if workers < 1:
             raise RefusalError(f"workers must be at least 1, got {workers}")
-        with counting(len(cells), "runs", Console(stderr=self.json)) as count:
-            return train_cells(
+        with refusing(ValueError):
+            cells = plan(self.chi, self.sizes, self.temperatures, self.seeds)
+        require_writable(self.runs_dir)
+        folder = open_cells(settings, self.runs_dir)
+        with (
+            refusing(RunFolderError),
+            counting(len(cells), "runs", Console(stderr=self.json)) as count,
+        ):
+            rows = train_cells(
                 settings,
                 cells,
                 folder,
                 workers,
                 lambda row, _: count(1, f"χ {row['chi']:g}, P {row['size']}"),
             )
+        return folder, rows

@@ -78,9 +78,8 @@ class Phase:
             write_report,
         )
         from saiopt.lab.noise.phase_table import lost_text, phase_table, trust_text
-        from saiopt.lab.run_folder import RunFolderError
 
-        with refusing(ValueError, FileNotFoundError, ConnectionError, RunFolderError):
+        with refusing(ValueError):
             settings = Settings(
                 self.data,
                 self.architecture,
@@ -88,8 +87,7 @@ class Phase:
                 self.batch_size,
                 self.max_steps,
             )
-            require_writable(self.runs_dir)
-            cells, rows = self._train(settings)
+        cells, rows = self._train(settings)
         findings = find(rows)
         name = f"{self.data}, {self.architecture}, {self.optimizer}"
         folder = report_folder(cells.folder, rows)
@@ -109,15 +107,27 @@ class Phase:
 
         from saiopt.lab.noise.counting import counting
         from saiopt.lab.noise.parity import load_images
-        from saiopt.lab.noise.phase import open_cells, plan, train_cells
+        from saiopt.lab.noise.phase import (
+            open_cells,
+            plan,
+            require_images,
+            train_cells,
+        )
+        from saiopt.lab.run_folder import RunFolderError
 
         device = device_of(self)
-        cells = plan(
-            [self.optimizer], self.alphas, self.temperatures, self.sizes, self.seeds
-        )
-        images = load_images(self.data, self.source)
+        with refusing(ValueError, FileNotFoundError):
+            cells = plan(
+                [self.optimizer], self.alphas, self.temperatures, self.sizes, self.seeds
+            )
+            images = load_images(self.data, self.source)
+            require_images(settings, cells, images)
+        require_writable(self.runs_dir)
         folder = open_cells(settings, images, self.runs_dir, device)
-        with counting(len(cells), "networks", Console(stderr=self.json)) as count:
+        with (
+            refusing(RunFolderError),
+            counting(len(cells), "networks", Console(stderr=self.json)) as count,
+        ):
             rows = train_cells(
                 settings,
                 cells,

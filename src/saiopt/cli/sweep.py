@@ -76,12 +76,13 @@ class Sweep(Training):
         from saiopt.lab.sweep.workers import boards
 
         self._check_processes()
-        with refusing(ValueError, FileNotFoundError, RunFolderError):
+        with refusing(ValueError, FileNotFoundError):
             sweeps = self._sweeps(recipe_of(self))
             place = self._place()
             task = prepare([sweep.runs({"lr": sweep.lrs[0]})[0] for sweep in sweeps])
             require_writable(self.runs_dir)
             opened = boards(sweeps, task, place)
+        with refusing(RunFolderError):
             self._work_off(opened, task, place)
         findings = gather(opened, self.runs_dir, self.published)
         if self.json:

@@ -1,5 +1,6 @@
 """What every command that trains has in common."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -167,22 +168,24 @@ def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") ->
 
     from saiopt.lab.compare import prepare
     from saiopt.lab.progress import display
-    from saiopt.lab.ranks import together
+    from saiopt.lab.ranks import LostProcessError, together
     from saiopt.lab.run_folder import RunFolderError
 
     device, recipe = device_of(options), runs[0].recipe
-    with (
-        refusing(ConnectionError, to=LostError),
-        refusing(ValueError, FileNotFoundError, RunFolderError),
-        together(
-            options.strategy, device, recipe.batch_size, recipe.micro_batches
-        ) as ranks,
-    ):
-        task = prepare(runs, ranks)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(refusing(LostProcessError, to=LostError))
+        with refusing(ValueError):
+            joined = together(
+                options.strategy, device, recipe.batch_size, recipe.micro_batches
+            )
+            ranks = stack.enter_context(joined)
+        with refusing(ValueError, FileNotFoundError):
+            task = prepare(runs, ranks)
         ranks.on_first(lambda: require_writable(options.runs_dir))
         # Only the first process speaks; the others end here when all is done.
         console = Console(stderr=options.json, quiet=not ranks.is_first)
-        with display(runs, console) as observe:
+        # What else fails while they train is no fault of the user's.
+        with refusing(RunFolderError), display(runs, console) as observe:
             result = work(runs, task, options.runs_dir, device, observe, ranks)
     if not ranks.is_first:
         raise SystemExit(0)

@@ -14,24 +14,45 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Replace a file by a new one, or leave it as it was.
 
     Whenever the process or the machine stops, ``path`` holds the old bytes or the new
-    ones. Where the disk is full, what was begun takes no room.
+    ones. Where the disk is full, what was begun takes no room. Processes of one machine
+    that write the same file take turns.
 
     Args:
         path: File to write; its folder exists.
         write: Gets the open temporary file beside ``path``.
     """
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
+    with _taken(temporary) as file:
+        try:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    temporary.replace(path)
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def _taken(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for one process, empty, whatever a killed one has left in it."""
+    while True:
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if _lies_at(path, file):
+                file.truncate(0)
+                yield file
+                return
+
+
+def _lies_at(path: Path, file: BinaryIO) -> bool:
+    """Tell whether nobody has moved a file since it was opened."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: Path, value: object) -> None:

@@ -83,12 +83,10 @@ def load(
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-        load_model(model, content["model"])
-        load_optimizer(optimizer, content["optimizer"])
+        weights, state = content["model"], content["optimizer"]
         # Older checkpoints have the state of one process on the CPU only.
-        states = content.get("generators") or [{"cpu": content["rng"]}]
-        _set_generators(states, ranks.rank, _device(model))
-        return Position(**content["position"])
+        generators = content.get("generators") or [{"cpu": content["rng"]}]
+        position = Position(**content["position"])
     except (
         RuntimeError,
         ValueError,
@@ -98,10 +96,24 @@ def load(
         pickle.UnpicklingError,
         zipfile.BadZipFile,
     ) as error:
-        raise RunFolderError(
-            f"checkpoint must be readable, got a damaged {path}; it is left as it is: "
-            "remove or move its run folder to train the run again"
-        ) from error
+        raise _damaged(path) from error
+    if _shapes(weights) != _shapes(model.state_dict()):
+        raise _damaged(path)
+    load_optimizer(optimizer, state)
+    load_model(model, weights)
+    _set_generators(generators, ranks.rank, _device(model))
+    return position
+
+
+def _damaged(path: Path) -> RunFolderError:
+    return RunFolderError(
+        f"checkpoint must be readable, got a damaged {path}; it is left as it is: "
+        "remove or move its run folder to train the run again"
+    )
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, torch.Size | None]:
+    return {name: getattr(value, "shape", None) for name, value in state.items()}
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -1,6 +1,7 @@
 """Several optimizers on the same model, data order and seeds."""
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,14 +9,15 @@ from typing import Any
 import torch
 
 from saiopt.analysis.curves import Curve, plot_curves
-from saiopt.lab.atomic import write_json
+from saiopt.lab.atomic import alone, write_json
+from saiopt.lab.identity import identity_hash
 from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.loop import Observer
 from saiopt.lab.optimizers import build_optimizer, get_optimizer
 from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.recipe import Recipe
-from saiopt.lab.run import Run, identity_hash
+from saiopt.lab.run import Run
 from saiopt.lab.task import Task
 
 
@@ -125,13 +127,17 @@ def prepare(runs: Sequence[Run], ranks: Ranks = ALONE) -> Task:
             "strategy must be fsdp2 with gradient_release, since DDP keeps all "
             "gradients in its buckets, got ddp"
         )
-    for run in {run.optimizer: run for run in runs}.values():
-        if ranks.strategy == "fsdp2" and not get_optimizer(run.optimizer).shards:
-            raise ValueError(
-                f"strategy must be ddp with {run.optimizer}, which needs whole "
-                "parameters, got fsdp2"
-            )
-        build_optimizer(run.optimizer, model, run.lr, run.weight_decay, run.seed)
+    chosen = {run.optimizer: run for run in runs}
+    if ranks.strategy == "fsdp2":
+        for name in chosen:
+            if not get_optimizer(name).shards:
+                raise ValueError(
+                    f"strategy must be ddp with {name}, which needs whole parameters, "
+                    "got fsdp2"
+                )
+        ranks.spread(model)
+    for name, run in chosen.items():
+        build_optimizer(name, model, run.lr, run.weight_decay, run.seed)
     return task
 
 
@@ -212,8 +218,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 def _write(comparison: Comparison) -> None:
     comparison.folder.mkdir(exist_ok=True)
-    write_json(comparison.folder / "comparison.json", as_json(comparison))
-    _plot(comparison)
+    with alone(comparison.folder / "lock"):
+        write_json(comparison.folder / "comparison.json", as_json(comparison))
+        _plot(comparison)
 
 
 def _plot(comparison: Comparison) -> None:
@@ -251,7 +258,7 @@ def _row(group: Sequence[Outcome]) -> Row:
     values = [outcome.value for outcome in group if outcome.value is not None]
     results = [outcome.result for outcome in group]
     times = [result["step_seconds"] for result in results if result["step_seconds"]]
-    steps = sorted(time["median"] for time in times)
+    steps = [time["median"] for time in times]
     return Row(
         optimizer=group[0].run.optimizer,
         lr=group[0].run.lr,
@@ -265,6 +272,6 @@ def _row(group: Sequence[Outcome]) -> Row:
         state_bytes_per_parameter=(
             results[0]["state_bytes"] / results[0]["num_parameters"]
         ),
-        step_seconds=steps[len(steps) // 2] if steps else None,
+        step_seconds=statistics.median(steps) if steps else None,
         total_seconds=sum(result["total_seconds"] for result in results),
     )

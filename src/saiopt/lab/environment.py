@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 
-def numerics(device: torch.device, fingerprint: str) -> dict[str, Any]:
+def numerics(device: torch.device, fingerprint: str, code: str) -> dict[str, Any]:
     """Return what determines a run's bits beside its settings.
 
     Args:
         device: Where it trains.
         fingerprint: Hash of the task's data.
+        code: From :func:`saiopt.lab.identity.code_hash`, of what makes the numbers.
 
     Returns:
         JSON types; part of the run's identity.
@@ -30,21 +31,23 @@ def numerics(device: torch.device, fingerprint: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "saiopt": version("saiopt"),
+        "code": code,
     }
 
 
-def environment(device: torch.device, fingerprint: str) -> dict[str, Any]:
+def environment(device: torch.device, fingerprint: str, code: str) -> dict[str, Any]:
     """Return what a reader of results wants to know about their origin.
 
     Args:
         device: Where it trains.
         fingerprint: Hash of the task's data.
+        code: As in :func:`numerics`.
 
     Returns:
         JSON types.
     """
     return {
-        **numerics(device, fingerprint),
+        **numerics(device, fingerprint, code),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpu_count": os.cpu_count(),

@@ -10,7 +10,7 @@ import torch
 
 from saiopt.analysis.gsnr_plot import plot_gsnr
 from saiopt.analysis.gsnr_rows import GSNRRow, ratio_courses
-from saiopt.lab.atomic import write_json
+from saiopt.lab.atomic import alone, write_json
 from saiopt.lab.loop import Observer
 from saiopt.lab.outcome import carry_out
 from saiopt.lab.ranks import ALONE, Ranks
@@ -70,8 +70,9 @@ def _row(logged: Mapping[str, Any]) -> GSNRRow:
 def _write(measured: Measured, run: Run) -> None:
     title = f"{run.recipe.name} trained with {run.optimizer}"
     paths = [measured.folder / f"gsnr.{suffix}" for suffix in ("png", "svg")]
-    plot_gsnr(ratio_courses(measured.rows), paths, title)
-    write_json(measured.folder / "gsnr.json", rows_as_json(measured.rows))
+    with alone(measured.folder / "gsnr.lock"):
+        plot_gsnr(ratio_courses(measured.rows), paths, title)
+        write_json(measured.folder / "gsnr.json", rows_as_json(measured.rows))
 
 
 def rows_as_json(rows: Sequence[GSNRRow]) -> list[dict[str, str | int | float | None]]:

@@ -4,9 +4,10 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -76,14 +77,17 @@ def train(
     Raises:
         RunFolderError: If the folder is damaged or in use.
     """
-    with folder.locked(), deterministic():
-        result = folder.result()
-        if result is not None:
-            elsewhere = _elsewhere(folder.environment(), ranks)
-            metrics = result["metrics"]
-            observe(Progress(run, result["step"], None, metrics, "reused", elsewhere))
-            return result
-        return _Session(run, task, folder, device, observe, ranks).run_to_end()
+    result = folder.result()
+    if result is None:
+        with folder.locked(), deterministic():
+            # Another process may have finished it before this one had the lock.
+            result = folder.result()
+            if result is None:
+                return _Session(run, task, folder, device, observe, ranks).run_to_end()
+    elsewhere = _elsewhere(folder.environment(), ranks)
+    metrics = result["metrics"]
+    observe(Progress(run, result["step"], None, metrics, "reused", elsewhere))
+    return result
 
 
 def _elsewhere(origin: Mapping[str, Any], ranks: Ranks) -> str:
@@ -270,10 +274,9 @@ class _Session:
             self.ranks.on_first(lambda path=path, grid=grid: write_grid(path, grid))
 
     def _result(self, status: str, metrics: dict[str, float]) -> dict[str, Any]:
-        seconds = sorted(
+        seconds = [
             line["step_seconds"] for line in self.folder.log() if "step_seconds" in line
-        )
-        shares = (("p10", 0.1), ("median", 0.5), ("p90", 0.9))
+        ]
         return {
             "status": status,
             "step": self.step,
@@ -283,10 +286,12 @@ class _Session:
             ),
             "state_bytes": state_bytes(self.optimizer),
             # Steps within the backward pass have no time of their own.
-            "step_seconds": {
-                name: seconds[int(share * (len(seconds) - 1))] for name, share in shares
-            }
-            if seconds
-            else None,
+            "step_seconds": _quantiles(seconds) if seconds else None,
             "total_seconds": time.perf_counter() - self.started,
         }
+
+
+def _quantiles(values: Sequence[float]) -> dict[str, float]:
+    names = {"p10": 0.1, "median": 0.5, "p90": 0.9}
+    found = np.quantile(values, list(names.values())).tolist()
+    return dict(zip(names, found, strict=True))

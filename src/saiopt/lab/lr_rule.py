@@ -37,6 +37,10 @@ class Proposal:
     known_update: float
 
 
+class StandstillError(ValueError):
+    """An optimizer does not move the model, at no learning rate."""
+
+
 def known_lr_of(recipe: Recipe, known: str) -> float:
     """Return the learning rate that an optimizer is known to have on a recipe.
 
@@ -48,8 +52,9 @@ def known_lr_of(recipe: Recipe, known: str) -> float:
         The swept one, or the usual one of AdamW.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none, or no such optimizer.
     """
+    get_optimizer(known)
     if known in recipe.lrs:
         return recipe.lrs[known]
     if known != "adamw":
@@ -58,6 +63,31 @@ def known_lr_of(recipe: Recipe, known: str) -> float:
             f"on {recipe.name}"
         )
     return USUAL_ADAMW_LR
+
+
+def require_rule(optimizer: str, known: str, known_lr: float, gradients: int) -> None:
+    """See that a learning rate can be proposed.
+
+    Args:
+        optimizer: Name of the optimizer that needs a learning rate.
+        known: Name of the one that has it.
+        known_lr: Its learning rate.
+        gradients: Number of batches.
+
+    Raises:
+        ValueError: If a number is out of its range, or an optimizer is unknown or has
+            no updates of a given size.
+    """
+    if not 0 < known_lr < math.inf:
+        raise ValueError(f"known_lr must be positive and finite, got {known_lr}")
+    if gradients < 1:
+        raise ValueError(f"gradients must be at least 1, got {gradients}")
+    for name in (optimizer, known):
+        if get_optimizer(name).estimates_size:
+            raise ValueError(
+                f"optimizer and known must not be {name}, which estimates the size of "
+                "its steps while it trains"
+            )
 
 
 def propose(
@@ -93,19 +123,10 @@ def propose(
         The proposal.
 
     Raises:
-        ValueError: If a number is out of its range, an optimizer is unknown or moves
-            nothing.
+        ValueError: As :func:`require_rule`.
+        StandstillError: If an optimizer moves nothing.
     """
-    if not 0 < known_lr < math.inf:
-        raise ValueError(f"known_lr must be positive and finite, got {known_lr}")
-    if gradients < 1:
-        raise ValueError(f"gradients must be at least 1, got {gradients}")
-    for name in (optimizer, known):
-        if get_optimizer(name).estimates_size:
-            raise ValueError(
-                f"optimizer and known must not be {name}, which estimates the size of "
-                "its steps while it trains"
-            )
+    require_rule(optimizer, known, known_lr, gradients)
     model = task.build_model(seed).to(device)
     # Decay is left out; the rate itself only sets where float32 rounds.
     optimizers = {
@@ -120,7 +141,7 @@ def propose(
         }
     for name, size in moved.items():
         if not 0 < size < math.inf:
-            raise ValueError(
+            raise StandstillError(
                 f"optimizer must move the model, got {name}, moving {size}"
             )
     ratio = moved[known] / moved[optimizer]

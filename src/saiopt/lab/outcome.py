@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from saiopt.lab.environment import environment, numerics
+from saiopt.lab.identity import code_hash
 from saiopt.lab.loop import Observer, train
 from saiopt.lab.ranks import ALONE, Ranks
+from saiopt.lab.recipe import Recipe
 from saiopt.lab.run import Run
 from saiopt.lab.run_folder import FollowedFolder, RunFolder
 from saiopt.lab.task import Task
@@ -46,6 +48,20 @@ class Outcome:
         return line.get("metrics", {}).get(self.run.recipe.metric.name)
 
 
+def code_of(recipe: Recipe, task: Task) -> str:
+    """Hash the code that makes the numbers of a recipe's runs.
+
+    Args:
+        recipe: What is trained.
+        task: Of the recipe.
+
+    Returns:
+        Eight hexadecimal digits.
+    """
+    made_by = (type(recipe.task).__module__, type(task).__module__)
+    return code_hash(__name__, *made_by)
+
+
 def carry_out(
     run: Run,
     task: Task,
@@ -70,9 +86,10 @@ def carry_out(
     Raises:
         RunFolderError: If the run's folder is damaged or in use.
     """
-    name = run.folder_name(numerics(device, task.fingerprint))
+    place = (device, task.fingerprint, code_of(run.recipe, task))
+    name = run.folder_name(numerics(*place))
     origin = {
-        **environment(device, task.fingerprint),
+        **environment(*place),
         "ranks": ranks.count,
         "strategy": ranks.strategy,
     }

@@ -3,11 +3,11 @@
 import contextlib
 import dataclasses
 import hashlib
-import os
 import pickle
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from saiopt.lab.atomic import alone, write_atomically
-from saiopt.lab.run import identity_hash
+from saiopt.lab.cache_folder import make_cache_folder
+from saiopt.lab.identity import code_hash, identity_hash
 from saiopt.lab.schedules import lr_factor
-from saiopt.lab.task import Task
+from saiopt.lab.task import Packaged, Task, TaskConfig
 
 _SEED = 0
 _WARMUP_SHARE = 0.05
@@ -52,50 +53,46 @@ class Weights:
     fingerprint: str
 
 
-def cache_folder() -> Path:
-    """Return where pre-trained weights and prepared data are kept between runs.
-
-    Returns:
-        ``$SAIOPT_CACHE``, or ``saiopt`` in the user's cache folder.
-    """
-    if "SAIOPT_CACHE" in os.environ:
-        return Path(os.environ["SAIOPT_CACHE"])
-    user = os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")
-    return Path(user) / "saiopt"
-
-
 def pretrained(
-    task: Task, plan: Pretraining, sizes: Mapping[str, Any], folder: Path | None = None
+    config: TaskConfig,
+    task: Task,
+    plan: Pretraining,
+    sizes: Mapping[str, Any],
+    folder: Path | None = None,
 ) -> Weights:
     """Read a task's pre-trained weights; train them where there are none.
 
     Processes that ask at the same time wait for the one that trains. A damaged file is
-    made again.
+    made again, and so are weights that other code or other packages have made.
 
     Args:
+        config: What the weights are for; it builds ``task``.
         task: What is pre-trained on.
         plan: How.
         sizes: Of the model, as JSON types.
-        folder: Where weights are kept, by default :func:`cache_folder`.
+        folder: Where weights are kept, by default :func:`make_cache_folder`.
 
     Returns:
         The weights, the same on every call.
     """
-    folder = folder or cache_folder()
+    folder = folder or make_cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
+    packages = config.packages if isinstance(config, Packaged) else ()
     key = [
         type(task).__name__,
         task.fingerprint,
         dataclasses.asdict(plan),
         dict(sizes),
         torch.__version__,
+        code_hash(type(config).__module__),
+        {name: version(name) for name in ("transformers", *packages)},
     ]
     path = folder / f"pretrained-{identity_hash(key)}.pt"
     with alone(path.with_suffix(".lock")):
         weights = _read(path)
         if weights is None:
             sys.stderr.write(f"pre-training once, {plan.steps} steps, kept in {path}\n")
-            weights = _weights(_train(task, plan))
+            weights = _weights(_trained(task, plan))
             content = dataclasses.asdict(weights)
             write_atomically(path, lambda file: torch.save(content, file))
     return weights
@@ -110,6 +107,14 @@ def load_weights(model: nn.Module, weights: Weights) -> None:
     """
     if next(model.parameters()).device.type != "meta":
         model.load_state_dict(dict(weights.tensors))
+
+
+def _trained(task: Task, plan: Pretraining) -> dict[str, Tensor]:
+    try:
+        return _train(task, plan)
+    except (ValueError, FileNotFoundError) as error:
+        # While a task is loaded, these would be taken for errors of its user.
+        raise RuntimeError(f"pre-training must succeed, got {error!r}") from error
 
 
 def _train(task: Task, plan: Pretraining) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar
 
 from saiopt.lab.atomic import full_disk
-from saiopt.lab.pretraining import cache_folder
+from saiopt.lab.cache_folder import make_cache_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -70,7 +70,7 @@ def read_table(source: str, split: str, columns: tuple[str, ...]) -> "Dataset":
     if path.exists():
         table = _obtain(source, "data", lambda: _read_folder(datasets, path, split))
     else:
-        cache = str(cache_folder() / "datasets")
+        cache = str(make_cache_folder() / "datasets")
         table = _obtain(
             source,
             "data",
@@ -110,7 +110,7 @@ def _read_folder(datasets: ModuleType, path: Path, split: str) -> "Dataset":
         if split not in tables:
             raise _lacks(path, split, f"with {', '.join(tables)} only")
         return tables[split]
-    cache = str(cache_folder() / "datasets")
+    cache = str(make_cache_folder() / "datasets")
     for suffix, kind in _TABLES.items():
         files = sorted(str(file) for file in path.rglob(f"{split}*.{suffix}"))
         if files:

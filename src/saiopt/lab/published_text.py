@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from saiopt.lab.pretraining import cache_folder
+from saiopt.lab.cache_folder import make_cache_folder
+from saiopt.lab.identity import code_hash
 from saiopt.lab.published_data import read_checkpoint, read_table
 from saiopt.lab.token_files import TokenFile, tokenized
 
@@ -31,8 +32,8 @@ def published_text(data: str, tokenizer: str) -> tuple[Any, TokenFile, TokenFile
             parts[part],
             lambda texts: encoder(texts, add_special_tokens=False)["input_ids"],
             encoder.eos_token_id,
-            [data, table._fingerprint, tokenizer, part],
-            cache_folder(),
+            [data, table._fingerprint, tokenizer, part, code_hash(__name__)],
+            make_cache_folder(),
         )
         for part in ("train", "test")
     )

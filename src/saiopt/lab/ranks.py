@@ -173,6 +173,10 @@ class Ranks:
 ALONE = Ranks()
 
 
+class LostProcessError(ConnectionError):
+    """Another process of the run has ended before its time."""
+
+
 @contextlib.contextmanager
 def together(
     strategy: Strategy | None,
@@ -192,7 +196,7 @@ def together(
         This process's place.
 
     Raises:
-        ConnectionError: If another process ends before its time.
+        LostProcessError: If another process ends before its time.
         ValueError: If a strategy is given to one process alone, or the batch cannot be
             shared evenly.
     """
@@ -218,7 +222,7 @@ def together(
         dist.barrier()
     except RuntimeError as error:
         if _is_lost_connection(error):
-            raise ConnectionError(
+            raise LostProcessError(
                 "another process of this run has ended; the same command goes on from "
                 "the last checkpoint"
             ) from error
@@ -235,4 +239,4 @@ def _start(device: torch.device) -> None:
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)

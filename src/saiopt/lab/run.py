@@ -1,11 +1,11 @@
 """One training run: a recipe with an optimizer, a learning rate and a seed."""
 
 import dataclasses
-import hashlib
 import json
 from importlib.metadata import version
 from typing import Any
 
+from saiopt.lab.identity import identity_hash
 from saiopt.lab.optimizers import OPTIMIZERS, get_optimizer
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.task import Packaged
@@ -133,16 +133,3 @@ class Run:
         """
         digest = identity_hash({"run": self.describe(), "numerics": numerics})
         return f"{self.recipe.name}-{self.optimizer}-seed{self.seed}-{digest}"
-
-
-def identity_hash(value: object) -> str:
-    """Hash JSON types.
-
-    Args:
-        value: Numbers, strings, lists and dictionaries.
-
-    Returns:
-        Eight hexadecimal digits.
-    """
-    text = json.dumps(value, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,11 +1,14 @@
 """Tensors of which every process holds a part, and how they become whole again."""
 
+from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from saiopt.lab.optimizers import set_mode
 from saiopt.lab.ranks import Ranks
 
 _T = TypeVar("_T")
@@ -62,15 +65,40 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load whole tensors into the optimizer of a model that may be sharded.
 
     Args:
-        optimizer: Of any layout.
+        optimizer: Of any layout; its model's weights are still to be loaded.
         state: What :func:`gathered` made of its ``state_dict()``.
     """
     params = [p for group in optimizer.param_groups for p in group["params"]]
-    entries = {
-        index: {key: _like(value, params[index]) for key, value in entry.items()}
-        for index, entry in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": entries})
+    if any(isinstance(param, DTensor) for param in params):
+        _allocate(optimizer)
+        entries = {
+            index: _laid_out(entry, params[index], optimizer.state[params[index]])
+            for index, entry in state["state"].items()
+        }
+        state = {**state, "state": entries}
+    optimizer.load_state_dict(state)
+
+
+def _allocate(optimizer: Optimizer) -> None:
+    """Let an optimizer make its state, which tells how it lays each tensor out.
+
+    Not every tensor of it is laid out like its parameter, and shapes do not say which.
+    """
+    set_mode(optimizer, training=True)
+    for group in optimizer.param_groups:
+        # Zero, so that nothing moves but what is about to be loaded.
+        group["lr"] = 0.0
+        for param in group["params"]:
+            param.grad = torch.zeros_like(param)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _laid_out(
+    entry: Mapping[str, object], param: Tensor, held: Mapping[str, object]
+) -> dict[str, object]:
+    """Lay the state of a parameter out like what is held, or like the parameter."""
+    return {key: _like(value, held.get(key, param)) for key, value in entry.items()}
 
 
 def _like(value: object, held: object) -> object:

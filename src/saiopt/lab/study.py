@@ -1,6 +1,7 @@
 """The cells of a study: runs, trained in processes, and the rows that they leave."""
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -15,9 +16,10 @@ from typing import Any
 
 import torch
 
-from saiopt.lab.atomic import write_atomically, write_json
+from saiopt.lab.atomic import alone, write_atomically, write_json
+from saiopt.lab.identity import identity_hash
 from saiopt.lab.outcome import Outcome, carry_out
-from saiopt.lab.run import Run, identity_hash
+from saiopt.lab.run import Run
 from saiopt.lab.task import Task, TaskConfig
 
 Row = dict[str, Any]
@@ -99,13 +101,11 @@ def results_of(
     wanted = [c for c in cells if not (only_missing and table.find(c.key))]
     equal, differing = 0, 0
     for count, (row, origin) in enumerate(_trained(wanted, options, extract), 1):
-        committed = table.find(row)
+        committed = table.add(row, origin)
         note = ""
-        if committed is None:
-            table.add(row, origin)
-        elif _agrees(row, committed):
+        if committed is not None and _agrees(row, committed):
             equal, note = equal + 1, ", equal to the committed row"
-        else:
+        elif committed is not None:
             differing, note = differing + 1, f", but committed is {committed}"
         say(f"{count}/{len(wanted)} {json.dumps(row)}{note}")
     if equal + differing:
@@ -117,15 +117,13 @@ def results_of(
 
 
 class _Table:
-    """The committed rows of a study, written again whenever there is one more."""
+    """The committed rows of a study, to which its processes add one by one."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "results.jsonl"
         self._origins = folder / "environment.json"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        rows = map(json.loads, lines)
-        self._by_key: dict[str, Row] = {_key(row): row for row in rows}
+        self._by_key = self._read()
 
     @property
     def rows(self) -> list[Row]:
@@ -134,22 +132,43 @@ class _Table:
     def find(self, row: Row) -> Row | None:
         return self._by_key.get(_key(row))
 
-    def add(self, row: Row, origin: Row) -> None:
-        known = json.loads(self._origins.read_text()) if self._origins.exists() else {}
-        write_json(self._origins, {**known, row["environment"]: origin})
-        self._by_key[_key(row)] = row
-        self._write()
+    def add(self, row: Row, origin: Row) -> Row | None:
+        """Keep a row of a cell that has none; return the one that it has otherwise."""
+        with self._alone():
+            committed = self.find(row)
+            if committed is not None:
+                return committed
+            self._add_origin(row["environment"], origin)
+            self._by_key[_key(row)] = row
+            self._write()
+        return None
 
     def sort(self, cells: Sequence[Cell]) -> None:
         order = [_key(cell.key) for cell in cells]
-        if self._by_key.keys() <= set(order):
-            held = [key for key in order if key in self._by_key]
-            self._by_key = {key: self._by_key[key] for key in held}
-            self._write()
+        with self._alone():
+            if self._by_key.keys() <= set(order):
+                held = [key for key in order if key in self._by_key]
+                self._by_key = {key: self._by_key[key] for key in held}
+                self._write()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep the study's other processes out, and see what they have added."""
+        with alone(self.path.with_suffix(".lock")):
+            self._by_key = self._read()
+            yield
+
+    def _read(self) -> dict[str, Row]:
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        return {_key(row): row for row in map(json.loads, lines)}
 
     def _write(self) -> None:
         text = "".join(json.dumps(row) + "\n" for row in self.rows)
         write_atomically(self.path, lambda file: file.write(text.encode()))
+
+    def _add_origin(self, name: str, origin: Row) -> None:
+        held = json.loads(self._origins.read_text()) if self._origins.exists() else {}
+        write_json(self._origins, {**held, name: origin})
 
 
 def _trained(

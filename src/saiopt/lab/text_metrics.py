@@ -7,8 +7,22 @@ from statistics import fmean
 
 from saiopt.lab.published_data import require
 
+_BLEU = "nltk.translate.bleu_score"
+_NIST = "nltk.translate.nist_score"
+_METEOR = "nltk.translate.meteor_score"
+_ROUGE = "rouge_score.rouge_scorer"
 _ORDERS = (1, 2, 3, 4)
 _CIDER_SIGMA = 6.0
+
+
+def require_packages() -> None:
+    """See that what :func:`text_metrics` needs is installed, before hours are spent.
+
+    Raises:
+        FileNotFoundError: If a package is missing.
+    """
+    for module in (_BLEU, _NIST, _METEOR, _ROUGE):
+        require(module, "published")
 
 
 def text_metrics(
@@ -32,8 +46,7 @@ def text_metrics(
     Raises:
         FileNotFoundError: If a package is not installed.
     """
-    bleu = require("nltk.translate.bleu_score", "published")
-    nist = require("nltk.translate.nist_score", "published")
+    bleu, nist = require(_BLEU, "published"), require(_NIST, "published")
     words = [sentence.lower().split() for sentence in generated]
     known = [[sentence.lower().split() for sentence in group] for group in references]
     smooth = bleu.SmoothingFunction().method1
@@ -109,7 +122,7 @@ def _likeness(
 
 
 def _rouge_l(generated: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    package = require("rouge_score.rouge_scorer", "published")
+    package = require(_ROUGE, "published")
     scorer = package.RougeScorer(["rougeL"])
     return fmean(
         scorer.score_multi(group, sentence)["rougeL"].fmeasure
@@ -120,7 +133,7 @@ def _rouge_l(generated: Sequence[str], references: Sequence[Sequence[str]]) -> f
 def _meteor(
     generated: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]
 ) -> dict[str, float]:
-    package = require("nltk.translate.meteor_score", "published")
+    package = require(_METEOR, "published")
     try:
         require("nltk.corpus", "published").wordnet.ensure_loaded()
     except LookupError:

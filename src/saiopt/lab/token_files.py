@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from saiopt.lab.atomic import alone, write_atomically, write_json
-from saiopt.lab.run import identity_hash
+from saiopt.lab.identity import identity_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset

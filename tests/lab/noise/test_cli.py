@@ -32,12 +32,37 @@ def test_a_study_prints_its_table_and_says_where_its_files_are(
     assert len(list(tmp_path.glob("*/cells.jsonl"))) == 1
 
 
+@pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, ConnectionError])
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [(PERCEPTRON, "perceptron.train_cell"), (PHASE, "phase.train_plane")],
+)
+def test_an_error_within_training_is_not_taken_for_bad_input(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    function: str,
+    kind: type[Exception],
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind("from within a library")
+
+    monkeypatch.setattr(f"saiopt.lab.noise.{function}", fail)
+    with pytest.raises(kind, match="from within a library"):
+        main([*command, "--runs-dir", str(tmp_path)])
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
         ([*PERCEPTRON, "--sizes", "1"], "sizes must be at least batch_size, got 1"),
         ([*PERCEPTRON, "--workers", "0"], "workers must be at least 1, got 0"),
         ([*PERCEPTRON, "--seeds", "0"], "seeds must be at least 1, got 0"),
+        ([*PERCEPTRON, "--sizes"], "sizes must hold at least one value, got none"),
+        ([*PERCEPTRON, "--temperatures", "nan"], "temperatures must be finite, got"),
+        ([*PERCEPTRON, "--chi", "1", "inf"], "chi must be finite, got [1.0, inf]"),
+        ([*PHASE, "--alphas", "nan"], "alphas must hold finite numbers, got [nan]"),
+        ([*PHASE, "--alphas", "inf", "1"], "alphas must hold finite numbers, got"),
         ([*PHASE, "--sizes", "5000"], "sizes must be at most 1285"),
         ([*PHASE, "--threads", "0"], "threads must be at least 1, got 0"),
     ],

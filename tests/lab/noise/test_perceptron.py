@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 from scipy.stats import chi as chi_distribution
 from scipy.stats import kstest
 
+from saiopt.lab.atomic import alone
 from saiopt.lab.noise.perceptron import (
     Cell,
     Settings,
@@ -83,12 +85,36 @@ def test_a_line_that_was_torn_is_made_again(tmp_path: Path) -> None:
     assert folder.path.read_bytes() == whole
 
 
+def test_a_line_that_another_process_is_writing_is_not_cut_off(tmp_path: Path) -> None:
+    folder = open_cells(SMALL, tmp_path)
+    [row, other] = train_cells(SMALL, CELLS[:2], folder, 1, lambda *_: None)
+    lines = folder.path.read_bytes().splitlines(keepends=True)
+    with ThreadPoolExecutor() as pool:
+        with alone(folder.folder / "lock"):
+            folder.path.write_bytes(lines[0] + lines[1][:20])
+            reading = pool.submit(folder.finished)
+            assert wait([reading], timeout=0.5).not_done
+            with folder.path.open("ab") as file:
+                file.write(lines[1][20:])
+        assert list(reading.result(timeout=60).values()) == [row, other]
+    assert folder.path.read_bytes() == b"".join(lines)
+
+
 def test_a_damaged_line_is_not_overwritten(tmp_path: Path) -> None:
     folder = open_cells(SMALL, tmp_path)
     folder.path.write_text("nonsense\n")
     with pytest.raises(RunFolderError, match=r"cells.jsonl must hold"):
         train_cells(SMALL, CELLS, folder, 1, lambda *_: None)
     assert folder.path.read_text() == "nonsense\n"
+
+
+def test_other_code_has_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = open_cells(SMALL, tmp_path).folder
+    assert open_cells(SMALL, tmp_path).folder == before
+    monkeypatch.setattr("saiopt.lab.noise.perceptron.code_hash", lambda *_: "edited")
+    assert open_cells(SMALL, tmp_path).folder != before
 
 
 def test_processes_give_the_rows_of_one_process(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -97,6 +98,19 @@ def test_other_settings_have_another_folder(tmp_path: Path) -> None:
     wide = dataclasses.replace(SMALL, width=9)
     folders = [open_cells(s, images, tmp_path, CPU).folder for s in (SMALL, wide)]
     assert folders[0] != folders[1]
+
+
+def test_other_code_has_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = load_images("digits")
+    before = open_cells(SMALL, images, tmp_path, CPU)
+    assert open_cells(SMALL, images, tmp_path, CPU).folder == before.folder
+    monkeypatch.setattr("saiopt.lab.noise.phase.code_hash", lambda *_: "edited")
+    after = open_cells(SMALL, images, tmp_path, CPU)
+    assert after.folder != before.folder
+    origin = json.loads((after.folder / "environment.json").read_text())
+    assert origin["code"] == "edited"
 
 
 @pytest.mark.parametrize(

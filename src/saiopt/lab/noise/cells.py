@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from saiopt.lab.atomic import write_json
+from saiopt.lab.atomic import alone, write_json
 from saiopt.lab.run_folder import RunFolderError
 
 Row: TypeAlias = dict[str, Any]
@@ -40,6 +40,7 @@ class Cells:
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         self.folder = runs_dir / f"{name}-{digest}"
         self.path = self.folder / "cells.jsonl"
+        self._lock = self.folder / "lock"
         self._key = tuple(key)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "settings.json", dict(settings))
@@ -60,9 +61,11 @@ class Cells:
         """
         if not self.path.exists():
             return {}
-        whole, _, torn = self.path.read_bytes().rpartition(b"\n")
-        if torn:
-            os.truncate(self.path, len(whole) + 1 if whole else 0)
+        # A line that another process is writing is not torn.
+        with alone(self._lock):
+            whole, _, torn = self.path.read_bytes().rpartition(b"\n")
+            if torn:
+                os.truncate(self.path, len(whole) + 1 if whole else 0)
         try:
             rows = [json.loads(line) for line in whole.splitlines()]
             return {self.key_of(row): row for row in rows}
@@ -79,7 +82,7 @@ class Cells:
             rows: JSON types, numbers finite.
         """
         lines = "".join(json.dumps(dict(row), allow_nan=False) + "\n" for row in rows)
-        with self.path.open("a") as file:
+        with alone(self._lock), self.path.open("a") as file:
             file.write(lines)
             file.flush()
             os.fsync(file.fileno())

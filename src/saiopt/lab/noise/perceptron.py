@@ -1,6 +1,7 @@
 """The perceptron under SGD noise: when, and with which weights, every point fits."""
 
 import dataclasses
+import math
 import multiprocessing
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from saiopt.lab.environment import environment
+from saiopt.lab.identity import code_hash
 from saiopt.lab.noise.cells import Cells, Row
 from saiopt.lab.noise.perceptron_data import numpy_generator, signed_points
 
@@ -90,6 +92,8 @@ def plan(
     }.items():
         if not values:
             raise ValueError(f"{name} must hold at least one value, got none")
+        if not all(math.isfinite(value) for value in values):
+            raise ValueError(f"{name} must be finite, got {[*values]}")
     if min(chis) <= -1:
         raise ValueError(f"chi must be greater than -1, got {min(chis)}")
     if min(sizes) < 2:
@@ -169,8 +173,9 @@ def open_cells(settings: Settings, runs_dir: Path) -> Cells:
         The folder.
     """
     versions = {name: version(name) for name in ("numba", "numpy")}
-    identity = {**dataclasses.asdict(settings), **versions}
-    origin = {**environment(torch.device("cpu"), "drawn"), **versions}
+    code = code_hash(__name__)
+    identity = {**dataclasses.asdict(settings), **versions, "code": code}
+    origin = {**environment(torch.device("cpu"), "drawn", code), **versions}
     key = [field.name for field in dataclasses.fields(Cell)]
     return Cells(runs_dir, "noise-perceptron", identity, origin, key)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from saiopt.analysis.noise_perceptron import SizeCurve, plot_perceptron
-from saiopt.lab.atomic import write_json
+from saiopt.lab.atomic import alone, write_json
 from saiopt.lab.noise.cells import Row
 from saiopt.lab.noise.perceptron import Settings, middle
 from saiopt.lab.noise.perceptron_exponents import Fit
@@ -37,7 +37,6 @@ def write_report(
         rows: All cells.
         fits: Of the rows.
     """
-    write_json(folder / "exponents.json", fits_as_json(fits))
     temperature = middle([row["temperature"] for row in rows])
     curves = {
         label: {
@@ -62,4 +61,6 @@ def write_report(
         f"B = {settings.batch_size}"
     )
     paths = [folder / f"perceptron.{suffix}" for suffix in ("png", "svg")]
-    plot_perceptron(curves, title, paths)
+    with alone(folder / "lock"):
+        write_json(folder / "exponents.json", fits_as_json(fits))
+        plot_perceptron(curves, title, paths)

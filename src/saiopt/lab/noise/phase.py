@@ -1,6 +1,7 @@
 """Planes of networks over (α, T), and T_c over P: settings, plan, training."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import torch
 
 from saiopt.lab.environment import environment
+from saiopt.lab.identity import code_hash
 from saiopt.lab.noise.cells import Cells, Row
 from saiopt.lab.noise.layer_scales import OPTIMIZERS
 from saiopt.lab.noise.networks import ARCHITECTURES, FullyConnected
@@ -85,6 +87,8 @@ def plan(
         if not values or min(values) <= 0:
             got = "none" if not values else min(values)
             raise ValueError(f"{name} must hold positive numbers, got {got}")
+        if not all(math.isfinite(value) for value in values):
+            raise ValueError(f"{name} must hold finite numbers, got {[*values]}")
     if unknown := set(optimizers) - set(OPTIMIZERS):
         raise ValueError(
             f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {min(unknown)}"
@@ -116,14 +120,35 @@ def open_cells(
     Returns:
         The folder.
     """
+    code = code_hash(__name__)
     identity = {
         **dataclasses.asdict(settings),
         "fingerprint": images.fingerprint,
         "device": device.type,
         "torch": version("torch"),
+        "code": code,
     }
-    origin = environment(device, images.fingerprint)
+    origin = environment(device, images.fingerprint, code)
     return Cells(runs_dir, "noise-phase", identity, origin, _KEY)
+
+
+def require_images(settings: Settings, cells: Sequence[Cell], images: Images) -> None:
+    """See that there are as many images as every cell needs.
+
+    Args:
+        settings: Of the study.
+        cells: All that is wanted.
+        images: The task.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
+    largest = len(images.labels) - settings.held_out
+    if max(cell.size for cell in cells) > largest:
+        raise ValueError(
+            f"sizes must be at most {largest} with {settings.held_out} images held "
+            f"out, got {max(cell.size for cell in cells)}"
+        )
 
 
 def train_cells(
@@ -148,14 +173,9 @@ def train_cells(
         One row per cell, in the cells' order.
 
     Raises:
-        ValueError: If the data are fewer than a cell needs.
+        ValueError: As :func:`require_images`.
     """
-    largest = len(images.labels) - settings.held_out
-    if max(cell.size for cell in cells) > largest:
-        raise ValueError(
-            f"sizes must be at most {largest} with {settings.held_out} images held "
-            f"out, got {max(cell.size for cell in cells)}"
-        )
+    require_images(settings, cells, images)
     done = folder.finished()
     wanted = [folder.key_of(dataclasses.asdict(cell)) for cell in cells]
     missing = [cell for cell, key in zip(cells, wanted, strict=True) if key not in done]

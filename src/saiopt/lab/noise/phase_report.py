@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saiopt.analysis.noise_phase import PlaneCell, plot_plane, plot_weight_change
-from saiopt.lab.atomic import write_json
+from saiopt.lab.atomic import alone, write_json
 from saiopt.lab.noise.cells import Row
 from saiopt.lab.noise.critical import (
     Best,
@@ -87,7 +87,13 @@ def write_report(
         rows: Of one optimizer.
         findings: Of the rows.
     """
-    write_json(folder / "findings.json", dataclasses.asdict(findings))
+    # The lock of the cells: the folder itself holds only what is to be read.
+    with alone(folder.parent / "lock"):
+        write_json(folder / "findings.json", dataclasses.asdict(findings))
+        _plot(folder, name, rows, findings)
+
+
+def _plot(folder: Path, name: str, rows: Sequence[Row], findings: Findings) -> None:
     plane = [row for row in rows if row["size"] == findings.size]
     plot_plane(
         _by_cell(plane),

@@ -28,7 +28,7 @@ class Gpt2mLoraE2e:
         ValueError: If a size is below 1.
     """
 
-    packages: ClassVar[tuple[str, ...]] = ("peft",)
+    packages: ClassVar[tuple[str, ...]] = ("nltk", "peft", "rouge-score")
 
     data: str = "GEM/e2e_nlg"
     model: str = "openai-community/gpt2-medium"
@@ -57,7 +57,9 @@ class Gpt2mLoraE2e:
             SENTENCE,
             DescribedMeaning,
         )
+        from saiopt.lab.text_metrics import require_packages
 
+        require_packages()
         train, held_out = (
             read_table(self.data, split, (MEANING, SENTENCE))
             for split in ("train", "test")

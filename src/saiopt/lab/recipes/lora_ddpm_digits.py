@@ -55,7 +55,7 @@ class LoraDdpmDigits:
         unet = self._unet()
         known = unet.task_on(set(range(10)).difference(_HELD_OUT))
         plan = Pretraining(self.pretraining_steps, batch_size=32, lr=2e-3)
-        weights = pretrained(known, plan, {"width": unet.width})
+        weights = pretrained(self, known, plan, {"width": unet.width})
         new = unet.task_on(_HELD_OUT)
         return AdaptedTask(new, weights, _LAYERS, self.rank, self.alpha)
 

@@ -59,7 +59,7 @@ class LoraPydoc:
         source = model.task_on(read_stdlib(without=frozenset({"topics.py"})))
         plan = Pretraining(self.pretraining_steps, batch_size=8, lr=2e-3)
         sizes = dataclasses.asdict(dataclasses.replace(model, held_out_examples=1))
-        weights = pretrained(source, plan, sizes)
+        weights = pretrained(self, source, plan, sizes)
         prose = model.task_on(read_prose())
         return AdaptedTask(prose, weights, _LINEAR_LAYERS, self.rank, self.alpha)
 

@@ -24,7 +24,7 @@ def runs_section(recipe: str, runs: Sequence[Source], prefix: str) -> tuple[str,
         Heading and HTML.
     """
     metrics = _metric_names(runs)
-    varied = _varied([_described(run) for run in runs])
+    varied = _varied(runs)
     html = _curves(recipe, runs, metrics[0], varied, prefix) if metrics else ""
     columns = ("optimizer", "seed", "lr", "decay", *varied, "status", *metrics, "time")
     html += table(columns, [_row(run, metrics, varied) for run in runs])
@@ -44,23 +44,24 @@ def _metric_names(runs: Sequence[Source]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.content["metrics"]))
 
 
-def _varied(descriptions: Sequence[Mapping[str, Any]]) -> Sequence[str]:
-    """Return the fields of the recipe that the runs do not have in common."""
-    flat = [_fields(described) for described in descriptions]
+def _varied(runs: Sequence[Source]) -> Sequence[str]:
+    """Return the fields of recipe and code that the runs do not have in common."""
+    flat = [_fields(run) for run in runs]
     names = dict.fromkeys(name for fields in flat for name in fields)
     return [name for name in names if len({str(f.get(name)) for f in flat}) > 1]
 
 
-def _fields(described: Mapping[str, Any]) -> Mapping[str, Any]:
-    recipe = dict(described["recipe"])
+def _fields(run: Source) -> Mapping[str, Any]:
+    recipe = dict(_described(run)["recipe"])
     task = {f"task.{name}": value for name, value in recipe.pop("task", {}).items()}
     # The decay per step is what the column of the decay says.
     recipe.pop("decay_per_step", None)
-    return recipe | task
+    code = (run.read("environment.json") or {}).get("code", "")
+    return recipe | task | {"code": code}
 
 
 def _values(run: Source, varied: Sequence[str]) -> Sequence[str]:
-    fields = _fields(_described(run))
+    fields = _fields(run)
     return [str(fields.get(name, "")) for name in varied]
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saiopt.lab.atomic import write_json
+from saiopt.lab.atomic import alone, write_json
+from saiopt.lab.identity import identity_hash
 from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.optimizers import get_optimizer
-from saiopt.lab.run import identity_hash
 from saiopt.lab.sweep.board import Board, Cell
 from saiopt.lab.sweep.pictures import draw
 from saiopt.lab.sweep.plan import Sweep
@@ -93,14 +93,16 @@ def gather(boards: Sequence[Board], runs_dir: Path, published: str | None) -> Fi
     Returns:
         The findings.
     """
-    findings = [Finding(board.sweep, board.cells()) for board in boards]
-    recipe = findings[0].sweep.recipe
+    recipe = boards[0].sweep.recipe
     names = [board.study_name for board in boards]
     folder = runs_dir / f"sweep-{recipe.name}-{identity_hash(names)}"
     folder.mkdir(parents=True, exist_ok=True)
-    result = Findings(findings, folder)
-    write_json(folder / "sweep.json", as_json(result))
-    draw([(f.sweep, f.cells) for f in findings], folder, published)
+    # Whoever writes last has also read last.
+    with alone(folder / "lock"):
+        findings = [Finding(board.sweep, board.cells()) for board in boards]
+        result = Findings(findings, folder)
+        write_json(folder / "sweep.json", as_json(result))
+        draw([(f.sweep, f.cells) for f in findings], folder, published)
     return result
 
 

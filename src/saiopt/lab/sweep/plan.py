@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
+from saiopt.lab.identity import identity_hash
 from saiopt.lab.recipe import Recipe
-from saiopt.lab.run import Run, identity_hash
+from saiopt.lab.run import Run
 
 Sampler: TypeAlias = Literal["grid", "tpe"]
 _SPAN = (-1.0, -0.5, 0.0, 0.5, 1.0)

@@ -13,7 +13,7 @@ import torch
 
 from saiopt.lab.atomic import full_disk
 from saiopt.lab.environment import numerics
-from saiopt.lab.outcome import carry_out
+from saiopt.lab.outcome import carry_out, code_of
 from saiopt.lab.run_folder import RunFolderError
 from saiopt.lab.sweep.board import Board, Cell, open_storage
 from saiopt.lab.sweep.plan import Sweep
@@ -59,7 +59,8 @@ def boards(sweeps: Sequence[Sweep], task: Task, place: Place) -> list[Board]:
         ValueError: If the storage cannot be opened.
     """
     storage = open_storage(place.storage, place.locks)
-    software = _software(numerics(place.device, task.fingerprint))
+    code = code_of(sweeps[0].recipe, task)
+    software = _software(numerics(place.device, task.fingerprint, code))
     return [Board(sweep, software, storage, place.locks) for sweep in sweeps]
 
 
@@ -170,5 +171,5 @@ def _work(sweeps: Sequence[Sweep], place: Place, mouth: Connection) -> None:
 
 
 def _software(numerics: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("data", "device", "torch", "transformers", "saiopt")
+    names = ("data", "device", "torch", "transformers", "saiopt", "code")
     return {name: numerics[name] for name in names}
