@@ -65,7 +65,7 @@ def train_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Train all cells in worker processes of one thread each, shipped codes first."""
     wanted = [
         (recipe, variant, seed)
-        for variant in VARIANTS
+        for variant in options.variants
         for recipe in options.recipes
         for seed in options.seeds
     ]
@@ -121,11 +121,12 @@ def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, choices=VARIANTS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/low_bit_momentum"))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    rows = train_all(options)
+    rows = together(held_rows(), train_all(options))
     torch.set_num_threads(1)
     where = {name: origin_of(name) for name in options.recipes}
     lines = "".join(json.dumps(row) + "\n" for row in rows)
