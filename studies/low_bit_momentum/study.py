@@ -18,6 +18,7 @@ import torch
 
 from saiopt.analysis.paired_plot import plot_differences
 from saiopt.lab.environment import environment
+from saiopt.lab.identity import identity_hash
 from saiopt.lab.intervals import estimate
 from saiopt.lab.outcome import carry_out, code_of
 from saiopt.lab.recipes import get_recipe
@@ -81,6 +82,29 @@ def train_all(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [rows[cell] for cell in wanted]
 
 
+def held_rows() -> list[dict[str, Any]]:
+    """Return the rows that were made before."""
+    path = HERE / "results.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return list(map(json.loads, lines))
+
+
+def together(*parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of all parts by variant; later parts replace earlier ones."""
+    found = {
+        (row["variant"], row["recipe"], row["seed"]): row
+        for part in parts
+        for row in part
+    }
+    order = [
+        (variant, recipe, seed)
+        for variant in VARIANTS
+        for recipe in RECIPES
+        for seed in sorted({seed for *_, seed in found})
+    ]
+    return [found[cell] for cell in order if cell in found]
+
+
 def origin_of(name: str) -> dict[str, Any]:
     """Return where the runs of a recipe are made."""
     recipe = get_recipe(name)
@@ -126,12 +150,22 @@ def main() -> None:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/low_bit_momentum"))
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    rows = together(held_rows(), train_all(options))
+    fresh = train_all(options)
     torch.set_num_threads(1)
-    where = {name: origin_of(name) for name in options.recipes}
+    path = HERE / "environment.json"
+    origins = json.loads(path.read_text()) if path.exists() else {}
+    for name in options.recipes:
+        origin = origin_of(name)
+        origins[identity_hash(origin)] = origin
+        for row in fresh:
+            if row["recipe"] == name:
+                row["environment"] = identity_hash(origin)
+    rows = together(held_rows(), fresh)
+    used = {row["environment"] for row in rows}
+    kept = {key: origin for key, origin in origins.items() if key in used}
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (HERE / "results.jsonl").write_text(lines)
-    (HERE / "environment.json").write_text(json.dumps(where, indent=2) + "\n")
+    path.write_text(json.dumps(kept, indent=2) + "\n")
     report(rows)
 
 
