@@ -1,4 +1,5 @@
 import gc
+import warnings
 
 import checkpoints
 import layouts
@@ -43,6 +44,22 @@ def test_gsnr_max_divides_by_the_largest_of_all_ranks(workers, name):
     assert found.scales <= 1e-6
     assert found.params <= 1e-6
     assert found.later_collectives == 0
+
+
+def warnings_of_ours():
+    """Step and load where the optimizer asks all ranks, with warnings as errors."""
+    model = layouts.fsdp1(layouts.make_net())
+    optimizer = SGDSaI(model.parameters(), **OPTIONS, scaling="gsnr_max")
+    for ids, labels in layouts.batches(2):
+        nn.functional.cross_entropy(model(ids), labels).backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_asking_all_ranks_warns_of_nothing(workers):
+    workers.run(2, warnings_of_ours)
 
 
 def state_kinds(name):

@@ -371,8 +371,7 @@ def largest_over_ranks(value: float) -> float:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return value
-    device = dist.distributed_c10d._get_pg_default_device()
-    largest = torch.tensor(value, dtype=torch.float64, device=device)
+    largest = torch.tensor(value, dtype=torch.float64, device=_device_of(None))
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return largest.item()
 
@@ -405,7 +404,15 @@ def _shards(param: Tensor) -> tuple[_Shards, ...]:
     if is_dtensor(param):
         return tuple(_dtensor_shards(param))
     group = slicing_group(param)
-    return () if group is None else (_Shards(group, param.device, None),)
+    return () if group is None else (_Shards(group, _device_of(group), None),)
+
+
+def _device_of(group: dist.ProcessGroup | None) -> torch.device:
+    """Return where ranks of a group, by default all, can exchange numbers.
+
+    Parameters that are offloaded lie elsewhere.
+    """
+    return torch.device(dist.distributed_c10d._get_object_coll_device(group))
 
 
 def _dtensor_shards(param: DTensor) -> Iterator[_Shards]:
