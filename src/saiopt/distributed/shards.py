@@ -376,6 +376,28 @@ def largest_over_ranks(value: float) -> float:
     return largest.item()
 
 
+def largest_over_slices(params: Sequence[Tensor], values: Tensor) -> Tensor:
+    """Return the largest of each number over the ranks that FSDP1 sliced a block for.
+
+    Args:
+        params: slices, the same in the same order on every rank that has one.
+        values: this rank's numbers, on the CPU, shape (num_params, num_numbers).
+
+    Returns:
+        The largest, of the same shape; one collective for each process group.
+    """
+    largest = values.clone()
+    stages: dict[_Shards, list[int]] = {}
+    for i, param in enumerate(params):
+        for shards in _shards(param):
+            stages.setdefault(shards, []).append(i)
+    for shards, rows in stages.items():
+        part = values[rows].to(shards.device)
+        dist.all_reduce(part, dist.ReduceOp.MAX, group=shards.group)
+        largest[rows] = part.to(largest.device)
+    return largest
+
+
 def _merge_over_ranks(moments: Moments, rows: Tensor, shards: _Shards) -> Moments:
     """Merge some of the moments with those of the other ranks: one all-gather."""
     own = torch.stack((moments.numel, moments.mean, moments.squared_deviations))[

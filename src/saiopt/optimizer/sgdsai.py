@@ -18,7 +18,14 @@ from . import options
 from .binding import Binding, Taken
 from .calibration import held_largest
 from .lane import Call
-from .state_dict import A_CALLABLE, check_loaded, fill_in, keep, unwrap
+from .state_dict import (
+    A_CALLABLE,
+    check_loaded,
+    fill_in,
+    keep,
+    unwrap,
+    without_idle_seed,
+)
 
 StateDtype: TypeAlias = "torch.dtype | Literal['float32', 'bfloat16', 'int8', 'int4']"
 
@@ -219,9 +226,13 @@ class SGDSaI(Optimizer):
             optimizer's own.
         """
         saved = super().state_dict()
-        for group in saved["param_groups"]:
+        for group, held in zip(saved["param_groups"], self.param_groups, strict=True):
             if callable(group["scaling"]):
                 group["scaling"] = A_CALLABLE
+            for index, param in zip(group["params"], held["params"], strict=True):
+                if index in saved["state"]:
+                    entry = saved["state"][index]
+                    saved["state"][index] = without_idle_seed(entry, param)
         return saved
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -229,6 +240,8 @@ class SGDSaI(Optimizer):
 
         Tensors keep their dtypes, where torch would cast them to the parameters'.
         Options come from the state_dict, as in torch, except `foreach` and `fused`.
+        Under FSDP1 all ranks load together: what its checkpoints leave out on a rank
+        comes from the others.
 
         Args:
             state_dict: what :meth:`state_dict` returned.
@@ -272,7 +285,8 @@ class SGDSaI(Optimizer):
         held_state = self.__dict__.get("state", {})
         held_groups = self.__dict__.get("param_groups", [])
         loaded = unwrap(state.get("state", {}), held_state)
-        check_loaded(loaded)
+        groups = state.get("param_groups", [])
+        check_loaded(loaded, [p for group in groups for p in group["params"]])
         super().__setstate__({**state, "state": defaultdict(dict, loaded)})
         fill_in(self.param_groups, held_groups, self.defaults)
         self._shapes = {p.shape for g in self.param_groups for p in g["params"]}

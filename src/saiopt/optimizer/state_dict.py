@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .state import misfit
+from saiopt.distributed.fsdp1 import is_slice
+from saiopt.distributed.shards import largest_over_ranks, largest_over_slices
+
+from .state import SCALARS, misfit
 
 # Stands for a scaling in a state_dict: flattened distributed checkpoints load the keys
 # that they have saved.
@@ -25,6 +28,24 @@ class Kept:
     """
 
     value: Tensor
+
+
+def without_idle_seed(entry: dict[str, Any], param: Tensor) -> dict[str, Any]:
+    """Leave out the rounding seed where FSDP1 gave a rank nothing of a block.
+
+    It stands still while those of the other ranks advance, and FSDP1's checkpoints
+    refuse numbers that differ.
+
+    Args:
+        entry: a state by key.
+        param: its parameter.
+
+    Returns:
+        What to save of it.
+    """
+    if param.numel() > 0 or not is_slice(param):
+        return entry
+    return {key: value for key, value in entry.items() if key != "rounding_seed"}
 
 
 def keep(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,25 +94,96 @@ def unwrap(
     }
 
 
-def check_loaded(state: Mapping[Tensor, Mapping[str, Any]]) -> None:
+def check_loaded(state: dict[Tensor, dict[str, Any]], params: Sequence[Tensor]) -> None:
     """Check that loaded state is of SGD-SaI and fits the parameters that it is for.
 
+    FSDP1's checkpoints give a rank no state of blocks of which it holds nothing. What
+    the other ranks know of those is added: one collective for each process group that
+    slices blocks. One more over all ranks lets them refuse together.
+
     Args:
-        state: state by parameter.
+        state: state by parameter, completed in place.
+        params: all parameters of the optimizer.
 
     Raises:
         ValueError: it is another optimizer's, or a tensor has another form than its
-            parameter needs.
+            parameter needs, or a part of a block has none; on any rank, under FSDP1.
     """
+    problem = _misfit(state)
+    slices = [p for p in params if is_slice(p)]
+    if slices:
+        incomplete = _complete_slices(state, slices)
+        problem = problem or incomplete
+        if largest_over_ranks(float(bool(problem))) > 0 and not problem:
+            problem = "state_dict must fit the parameters on every rank, got a misfit"
+    if problem:
+        raise ValueError(problem)
+
+
+def _misfit(state: Mapping[Tensor, Mapping[str, Any]]) -> str:
+    """Return why a state cannot be loaded, "" if it can."""
     for param, entry in state.items():
         if "scale" not in entry:
-            raise ValueError(
+            return (
                 "state_dict must be of SGDSaI or of the authors' SGD_sai, "
                 f"got an entry with {', '.join(map(str, entry))}"
             )
         problem = misfit(entry, param)
         if problem:
-            raise ValueError(f"state_dict must fit the parameters: {problem}")
+            return f"state_dict must fit the parameters: {problem}"
+    return ""
+
+
+def _complete_slices(
+    state: dict[Tensor, dict[str, Any]], slices: Sequence[Tensor]
+) -> str:
+    """Add what other ranks know of blocks of which this one holds nothing.
+
+    Returns:
+        Why the state cannot be completed, "" if it can.
+    """
+    rows = [_known(state.get(p, {})) for p in slices]
+    values = torch.tensor(rows, dtype=torch.float64, device="cpu")
+    largest = largest_over_slices(slices, values).tolist()
+    for param, here, there in zip(slices, rows, largest, strict=True):
+        pairs = zip(_KNOWN, here, there, strict=True)
+        lacking = {key: value for key, own, value in pairs if own == _UNKNOWN < value}
+        if lacking and param.numel() > 0:
+            return (
+                "state_dict must have the state of all parts of a block, got no "
+                f"{', '.join(lacking)} for a part of {param.numel()} entries"
+            )
+        if lacking:
+            entry = state.setdefault(param, {})
+            entry.update({k: _made(k, value, param) for k, value in lacking.items()})
+    return ""
+
+
+# What ranks tell of a slice: the scalars of its state, and the dtype of its momentum.
+_KNOWN = (*SCALARS, "momentum_buffer")
+_UNKNOWN = float("-inf")
+_MOMENTUM_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _known(entry: Mapping[str, Any]) -> list[float]:
+    dtype = getattr(entry.get("momentum_buffer"), "dtype", None)
+    is_held = dtype in _MOMENTUM_DTYPES
+    return [
+        *(_number(entry.get(key)) for key in SCALARS),
+        _MOMENTUM_DTYPES.index(dtype) if is_held else _UNKNOWN,
+    ]
+
+
+def _number(value: object) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    return _UNKNOWN
+
+
+def _made(key: str, value: float, param: Tensor) -> Tensor:
+    if key in SCALARS:
+        return torch.tensor(value, dtype=SCALARS[key].dtype, device=param.device)
+    return torch.zeros_like(param, dtype=_MOMENTUM_DTYPES[int(value)])
 
 
 def fill_in(
