@@ -111,15 +111,18 @@ def ddp(net):
     return DistributedDataParallel(net)
 
 
-def fsdp1(net):
-    return FullyShardedDataParallel(net, use_orig_params=True, device_id=CPU)
+def fsdp1(net, **options):
+    return FullyShardedDataParallel(net, use_orig_params=True, device_id=CPU, **options)
+
+
+def fsdp1_mesh(net):
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    return fsdp1(net, device_mesh=mesh)
 
 
 def fsdp1_hybrid(net):
-    return FullyShardedDataParallel(
+    return fsdp1(
         net,
-        use_orig_params=True,
-        device_id=CPU,
         sharding_strategy=ShardingStrategy.HYBRID_SHARD,
         device_mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=("copy", "shard")),
     )
@@ -174,6 +177,7 @@ LAYOUTS = {
     "ZeroRedundancyOptimizer": Layout(2, ddp, zero=True),
     # Its slices cannot be coded.
     "FSDP1, original parameters": Layout(2, fsdp1, state_dtype=torch.bfloat16),
+    "FSDP1, device mesh": Layout(2, fsdp1_mesh, state_dtype=torch.bfloat16),
     "FSDP1, hybrid": Layout(4, fsdp1_hybrid, state_dtype=torch.bfloat16),
     "FSDP2": Layout(2, fsdp2),
     "FSDP2, empty shards": Layout(4, fsdp2),

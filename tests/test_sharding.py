@@ -1,4 +1,6 @@
+import copy
 import gc
+import warnings
 
 import checkpoints
 import layouts
@@ -8,12 +10,21 @@ from layouts import LAYOUTS, OPTIONS
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_optimizer_state_dict,
     get_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
+from torch.distributed.fsdp import (
+    FullOptimStateDictConfig,
+    FullStateDictConfig,
+    FullyShardedDataParallel,
+    ShardedOptimStateDictConfig,
+    ShardedStateDictConfig,
+    ShardingStrategy,
+    StateDictType,
+)
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from saiopt import SGDSaI, decay_groups, get_scales, set_scales
@@ -43,6 +54,22 @@ def test_gsnr_max_divides_by_the_largest_of_all_ranks(workers, name):
     assert found.scales <= 1e-6
     assert found.params <= 1e-6
     assert found.later_collectives == 0
+
+
+def warnings_of_ours():
+    """Step and load where the optimizer asks all ranks, with warnings as errors."""
+    model = layouts.fsdp1(layouts.make_net())
+    optimizer = SGDSaI(model.parameters(), **OPTIONS, scaling="gsnr_max")
+    for ids, labels in layouts.batches(2):
+        nn.functional.cross_entropy(model(ids), labels).backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+
+
+def test_asking_all_ranks_warns_of_nothing(workers):
+    workers.run(2, warnings_of_ours)
 
 
 def state_kinds(name):
@@ -363,7 +390,10 @@ def test_a_checkpoint_before_the_first_step_calibrates_nothing(
     assert after == pytest.approx(get_scales(optimizer, model), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["DDP", "HSDP", "TP", "FSDP2 + TP"])
+@pytest.mark.parametrize(
+    "name",
+    ["DDP", "HSDP", "TP", "FSDP2 + TP", "FSDP1, device mesh", "FSDP1, hybrid"],
+)
 def test_every_kind_of_layout_has_checkpoints(workers, tmp_path, name):
     args = (name, tmp_path, torch.float64, {})
     world = LAYOUTS[name].world
@@ -371,6 +401,177 @@ def test_every_kind_of_layout_has_checkpoints(workers, tmp_path, name):
     found, found_scales, _ = workers.run(world, checkpoints.load, *args)[0]
     assert found_scales == scales
     assert all(torch.equal(found[k], v) for k, v in params.items())
+
+
+# FSDP1's checkpoints leave out what a rank holds nothing of.
+
+
+@pytest.mark.parametrize(
+    ("name", "world"),
+    [
+        ("FSDP1, device mesh", 1),
+        ("FSDP1, device mesh", 4),
+        ("FSDP1, hybrid", 4),
+        ("FSDP2", 2),
+        ("DDP", 1),
+    ],
+)
+def test_a_checkpoint_of_fsdp1_continues_on_other_layouts(
+    workers, tmp_path, name, world
+):
+    args = (tmp_path, BF16, {})
+    saved = workers.run(2, checkpoints.save, "FSDP1, device mesh", *args)
+    params, scales, _ = saved[0]
+    for found, found_scales, _ in workers.run(world, checkpoints.load, name, *args):
+        assert found_scales == scales
+        assert all(torch.equal(found[k], v) for k, v in params.items())
+
+
+def through_options(**flags):
+    def carry(model, optimizer, twin, resumed):
+        options = StateDictOptions(**flags)
+        saved = get_optimizer_state_dict(model, optimizer, options=options)
+        saved = copy.deepcopy(saved)
+        if flags.get("broadcast_from_rank0") and torch.distributed.get_rank() > 0:
+            saved = {}
+        set_optimizer_state_dict(twin, resumed, saved, options=options)
+
+    return carry
+
+
+def through_fsdp(kind, config, **flags):
+    def carry(model, optimizer, twin, resumed):
+        for each in (model, twin):
+            weights = ShardedStateDictConfig()
+            if kind == StateDictType.FULL_STATE_DICT:
+                weights = FullStateDictConfig()
+            FullyShardedDataParallel.set_state_dict_type(
+                each, kind, weights, config(**flags)
+            )
+        saved = FullyShardedDataParallel.optim_state_dict(model, optimizer)
+        saved = FullyShardedDataParallel.optim_state_dict_to_load(twin, resumed, saved)
+        resumed.load_state_dict(saved)
+
+    return carry
+
+
+def through_its_own(model, optimizer, twin, resumed):
+    del model, twin
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+FULL, SHARDED = StateDictType.FULL_STATE_DICT, StateDictType.SHARDED_STATE_DICT
+WAYS = [
+    *(through_options(**flags) for flags in FLAGS.values()),
+    through_options(full_state_dict=True, broadcast_from_rank0=True),
+    through_fsdp(FULL, FullOptimStateDictConfig),
+    through_fsdp(FULL, FullOptimStateDictConfig, rank0_only=True, offload_to_cpu=True),
+    through_fsdp(SHARDED, ShardedOptimStateDictConfig),
+    through_its_own,
+]
+
+
+def train_on(model, optimizer, first, last, zeros):
+    """Train, the gradients of the first steps being zero."""
+    for step, (ids, labels) in enumerate(layouts.batches(last)):
+        if step < first:
+            continue
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(ids), labels).backward()
+        if step < zeros:
+            torch._foreach_zero_([p.grad for p in model.parameters() if p.numel()])
+        optimizer.step()
+
+
+def fsdp1_resumes(name, dtype, zeros, preset, **options):
+    """Carry a state over in every way; the run goes on as without an interruption."""
+    model, optimizer = checkpoints.spread(name, dtype, **options)
+    if preset:
+        set_scales(optimizer, model, {"up.weight": 3.0, "gain": 2.0})
+    train_on(model, optimizer, 0, 3, zeros)
+    weights = [p.detach().clone() for p in model.parameters()]
+    twins = [checkpoints.spread(name, dtype, **options) for _ in WAYS]
+    for way, (twin, resumed) in zip(WAYS, twins, strict=True):
+        way(model, optimizer, twin, resumed)
+        with torch.no_grad():
+            torch._foreach_copy_(list(twin.parameters()), weights)
+        assert get_scales(resumed, twin) == get_scales(optimizer, model)
+        # What was loaded can be saved at once.
+        way(twin, resumed, twin, resumed)
+    train_on(model, optimizer, 3, 6, zeros)
+    expected = layouts.full_params(model)
+    for twin, resumed in twins:
+        train_on(twin, resumed, 3, 6, zeros)
+        found = layouts.full_params(twin)
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+        for param, its in zip(model.parameters(), twin.parameters(), strict=True):
+            entry, loaded = optimizer.state[param], resumed.state[its]
+            assert loaded.keys() == entry.keys()
+            # Where there is nothing to round, the seed stays.
+            keys = entry.keys() - ({"rounding_seed"} if its.numel() == 0 else set())
+            assert all(torch.equal(loaded[key], entry[key]) for key in keys)
+
+
+def fsdp1_resumptions(name):
+    fsdp1_resumes(name, torch.float32, 0, preset=False)
+    fsdp1_resumes(name, BF16, 5, preset=True)
+    fsdp1_resumes(name, BF16, 0, preset=False, momentum=0.0)
+    fsdp1_resumes(name, torch.float32, 4, preset=True, state_dtype=BF16)
+    fsdp1_resumes(name, torch.float32, 2, preset=False, scaling="gsnr_max")
+
+
+@pytest.mark.parametrize("name", ["FSDP1, original parameters", "FSDP1, hybrid"])
+def test_fsdp1_resumes_from_every_kind_of_state_dict(workers, name):
+    workers.run(LAYOUTS[name].world, fsdp1_resumptions, name)
+
+
+class TwoVectors(nn.Module):
+    """Of which two ranks hold one each."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Parameter(torch.arange(4.0))
+        self.second = nn.Parameter(torch.arange(4.0))
+
+    def forward(self):
+        return (self.first.square() + self.second).sum()
+
+
+def refused_on_load():
+    def make():
+        model = layouts.fsdp1(TwoVectors())
+        return model, SGDSaI(model.parameters())
+
+    alone = TwoVectors()
+    whole = SGDSaI(alone.parameters())
+    alone().backward()
+    whole.step()
+    whole = whole.state_dict()
+    del whole["state"][1]
+    model, optimizer = make()
+    model().backward()
+    optimizer.step()
+    # Without a part of a block that is another rank's.
+    lacking = copy.deepcopy(optimizer.state_dict())
+    if torch.distributed.get_rank() == 0:
+        del lacking["state"][0]
+    sentences = []
+    for saved in (whole, lacking):
+        _, fresh = make()
+        with pytest.raises(ValueError, match="state_dict must") as error:
+            fresh.load_state_dict(saved)
+        assert not fresh.state
+        sentences.append(str(error.value))
+    return sentences
+
+
+def test_what_does_not_fit_one_rank_of_fsdp1_is_refused_on_all(workers):
+    first, second = workers.run(2, refused_on_load)
+    elsewhere = "state_dict must fit the parameters: another rank has a misfit"
+    assert first[0] == elsewhere
+    assert "of shape (0,)" in second[0]
+    assert "got no scale, momentum_buffer for a part of 4 entries" in first[1]
+    assert second[1] == elsewhere
 
 
 def full_state_from_one_rank():

@@ -371,10 +371,31 @@ def largest_over_ranks(value: float) -> float:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return value
-    device = dist.distributed_c10d._get_pg_default_device()
-    largest = torch.tensor(value, dtype=torch.float64, device=device)
+    largest = torch.tensor(value, dtype=torch.float64, device=_device_of(None))
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return largest.item()
+
+
+def largest_over_slices(params: Sequence[Tensor], values: Tensor) -> Tensor:
+    """Return the largest of each number over the ranks that FSDP1 sliced a block for.
+
+    Args:
+        params: slices, the same in the same order on every rank that has one.
+        values: this rank's numbers, on the CPU, shape (num_params, num_numbers).
+
+    Returns:
+        The largest, of the same shape; one collective for each process group.
+    """
+    largest = values.clone()
+    stages: dict[_Shards, list[int]] = {}
+    for i, param in enumerate(params):
+        for shards in _shards(param):
+            stages.setdefault(shards, []).append(i)
+    for shards, rows in stages.items():
+        part = values[rows].to(shards.device)
+        dist.all_reduce(part, dist.ReduceOp.MAX, group=shards.group)
+        largest[rows] = part.to(largest.device)
+    return largest
 
 
 def _merge_over_ranks(moments: Moments, rows: Tensor, shards: _Shards) -> Moments:
@@ -405,7 +426,15 @@ def _shards(param: Tensor) -> tuple[_Shards, ...]:
     if is_dtensor(param):
         return tuple(_dtensor_shards(param))
     group = slicing_group(param)
-    return () if group is None else (_Shards(group, param.device, None),)
+    return () if group is None else (_Shards(group, _device_of(group), None),)
+
+
+def _device_of(group: dist.ProcessGroup | None) -> torch.device:
+    """Return where ranks of a group, by default all, can exchange numbers.
+
+    Parameters that are offloaded lie elsewhere.
+    """
+    return torch.device(dist.distributed_c10d._get_object_coll_device(group))
 
 
 def _dtensor_shards(param: DTensor) -> Iterator[_Shards]:

@@ -25,6 +25,7 @@ from .state_dict import (
     fill_in,
     keep,
     read,
+    without_idle_seed,
 )
 from .wrappers import bare_optimizer
 
@@ -236,11 +237,15 @@ class SGDSaI(Optimizer):
             optimizer's own.
         """
         saved = super().state_dict()
-        for group in saved["param_groups"]:
+        for group, held in zip(saved["param_groups"], self.param_groups, strict=True):
             # What was put into a group since the last step.
             group.update(options.normalised(group))
             if callable(group["scaling"]):
                 group["scaling"] = A_CALLABLE
+            for index, param in zip(group["params"], held["params"], strict=True):
+                if index in saved["state"]:
+                    entry = saved["state"][index]
+                    saved["state"][index] = without_idle_seed(entry, param)
         return saved
 
     def load_state_dict(self, state_dict: StateDict) -> None:
@@ -256,6 +261,9 @@ class SGDSaI(Optimizer):
         has at another place is refused. Names that it does not have, of a model that
         was renamed, are not compared, and neither is what wrappers put into names.
         Hooks that bring a state_dict into order run before.
+
+        Under FSDP1 all ranks load together: what its checkpoints leave out on a rank
+        comes from the others.
 
         Args:
             state_dict: what :meth:`state_dict` returned.

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saiopt.distributed.fsdp1 import is_slice
+from saiopt.distributed.shards import largest_over_ranks, largest_over_slices
+
 from . import options
 from .conversion import convert_momentum, holds_bare_codes
-from .state import misfit
+from .state import SCALARS, misfit
 from .wrappers import bare_name
 
 # Stands for a scaling in a state_dict: flattened distributed checkpoints load the keys
@@ -32,6 +35,24 @@ class Kept:
     """
 
     value: Tensor
+
+
+def without_idle_seed(entry: dict[str, Any], param: Tensor) -> dict[str, Any]:
+    """Leave out the rounding seed where FSDP1 gave a rank nothing of a block.
+
+    It stands still while those of the other ranks advance, and FSDP1's checkpoints
+    refuse numbers that differ.
+
+    Args:
+        entry: a state by key.
+        param: its parameter.
+
+    Returns:
+        What to save of it.
+    """
+    if param.numel() > 0 or not is_slice(param):
+        return entry
+    return {key: value for key, value in entry.items() if key != "rounding_seed"}
 
 
 def keep(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +108,10 @@ def read(
 ) -> dict[Tensor, dict[str, Any]]:
     """Unwrap, check and convert the state of one parameter after the other.
 
-    So that no more than one is there in two forms.
+    So that no more than one is there in two forms. FSDP1's checkpoints give a rank no
+    state of blocks of which it holds nothing: what the other ranks know of those is
+    added, by one collective for each process group that slices blocks, and one more
+    over all ranks lets them refuse together.
 
     Args:
         state: state by parameter, tensors perhaps :class:`Kept`.
@@ -99,16 +123,26 @@ def read(
 
     Raises:
         RuntimeError: see :func:`saiopt.optimizer.conversion.convert_momentum`.
-        ValueError: see :func:`check_loaded`.
+        ValueError: a tensor has another form than its parameter needs, or a part of a
+            block has none; on any rank, under FSDP1.
     """
     group_of = {param: group for group in groups for param in group["params"]}
     found: dict[Tensor, dict[str, Any]] = {}
+    problem = ""
     for param, wrapped in state.items():
         for entry in unwrap({param: wrapped}, held).values():
-            check_loaded({param: entry})
-            if param in group_of:
+            problem = problem or misfit(entry, param)
+            if not problem and param in group_of:
                 convert_momentum(entry, param, group_of[param])
             found[param] = entry
+    slices = [param for param in group_of if is_slice(param)]
+    if slices:
+        incomplete = _complete_slices(found, slices)
+        problem = problem or incomplete
+        if largest_over_ranks(float(bool(problem))) > 0 and not problem:
+            problem = "another rank has a misfit"
+    if problem:
+        raise ValueError(f"state_dict must fit the parameters: {problem}")
     return found
 
 
@@ -190,19 +224,56 @@ def _names(group: Mapping[str, Any]) -> Iterator[tuple[int, str]]:
     return ((i, bare_name(name, of_any_layout=True)) for i, name in enumerate(names))
 
 
-def check_loaded(state: Mapping[Tensor, Mapping[str, Any]]) -> None:
-    """Check that loaded state fits the parameters that it is for.
+def _complete_slices(
+    state: dict[Tensor, dict[str, Any]], slices: Sequence[Tensor]
+) -> str:
+    """Add what other ranks know of blocks of which this one holds nothing.
 
-    Args:
-        state: state by parameter.
-
-    Raises:
-        ValueError: a tensor has another form than its parameter needs.
+    Returns:
+        Why the state cannot be completed, "" if it can.
     """
-    for param, entry in state.items():
-        problem = misfit(entry, param)
-        if problem:
-            raise ValueError(f"state_dict must fit the parameters: {problem}")
+    rows = [_known(state.get(p, {})) for p in slices]
+    values = torch.tensor(rows, dtype=torch.float64, device="cpu")
+    largest = largest_over_slices(slices, values).tolist()
+    for param, here, there in zip(slices, rows, largest, strict=True):
+        pairs = zip(_KNOWN, here, there, strict=True)
+        lacking = {key: value for key, own, value in pairs if own == _UNKNOWN < value}
+        if lacking and param.numel() > 0:
+            return (
+                "there must be a state of all parts of a block, got no "
+                f"{', '.join(lacking)} for a part of {param.numel()} entries"
+            )
+        if lacking:
+            entry = state.setdefault(param, {})
+            entry.update({k: _made(k, value, param) for k, value in lacking.items()})
+    return ""
+
+
+# What ranks tell of a slice: the scalars of its state, and the dtype of its momentum.
+_KNOWN = (*SCALARS, "momentum_buffer")
+_UNKNOWN = float("-inf")
+_MOMENTUM_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _known(entry: Mapping[str, Any]) -> list[float]:
+    dtype = getattr(entry.get("momentum_buffer"), "dtype", None)
+    is_held = dtype in _MOMENTUM_DTYPES
+    return [
+        *(_number(entry.get(key)) for key in SCALARS),
+        _MOMENTUM_DTYPES.index(dtype) if is_held else _UNKNOWN,
+    ]
+
+
+def _number(value: object) -> float:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.item()
+    return _UNKNOWN
+
+
+def _made(key: str, value: float, param: Tensor) -> Tensor:
+    if key in SCALARS:
+        return torch.tensor(value, dtype=SCALARS[key].dtype, device=param.device)
+    return torch.zeros_like(param, dtype=_MOMENTUM_DTYPES[int(value)])
 
 
 def fill_in(
