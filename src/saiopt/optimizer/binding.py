@@ -69,17 +69,18 @@ class Binding:
         self._options = list(map(_Options, groups))
         self._ids = [list(map(id, g["params"])) for g in groups]
         self._live = [
-            [
-                i
-                for i, p in enumerate(group["params"])
-                if state.is_state(states.get(p)) or _trains(p) or p in also
-            ]
+            [i for i, p in enumerate(group["params"]) if _trains(p) or p in also]
             for group in groups
         ]
         self._idle = [
             sorted(set(range(len(g["params"]))) - set(live))
             for g, live in zip(groups, self._live, strict=True)
         ]
+        self._idle_ids = {
+            id(group["params"][i])
+            for group, idle in zip(groups, self._idle, strict=True)
+            for i in idle
+        }
         executions = self._check(states, shapes)
         fresh = self._allocate(states)
         self._make_lanes(states, executions, fresh, grads)
@@ -117,7 +118,7 @@ class Binding:
                 options.check_shape(param, shapes)
             if param.grad is not None:
                 _check_memory(param, entry, name)
-            executions[id(param)] = _execution(param, group)
+            executions[id(param)] = _execution(param, group, name)
         return executions
 
     def _allocate(self, states: States) -> set[int]:
@@ -162,13 +163,14 @@ class Binding:
         for index, (group, live) in enumerate(
             zip(self._groups, self._live, strict=True)
         ):
-            kinds: dict[tuple[tuple[str, ...], Execution | None, bool], list[int]] = {}
+            kinds: dict[tuple[Any, ...], list[int]] = {}
             for i in live:
                 param = group["params"][i]
                 keys = tuple(k for k in state.KEYS if k in states[param])
-                kind = (keys, executions[id(param)], is_dtensor(param))
+                memory = (param.device, state.is_concrete(param), is_dtensor(param))
+                kind = (keys, executions[id(param)], *memory)
                 kinds.setdefault(kind, []).append(i)
-            for (keys, execution, _), places in kinds.items():
+            for (keys, execution, *_), places in kinds.items():
                 params = [group["params"][i] for i in places]
                 lane = Lane(
                     group,
@@ -240,8 +242,12 @@ class Binding:
         Returns:
             As :meth:`take`; empty for a parameter that does not train.
         """
+        if groups is not self._groups:
+            return None
+        if id(param) in self._idle_ids and not _trains(param):
+            return []
         lane, row, index = self._lane_of.get(id(param), (None, 0, 0))
-        if lane is None or groups is not self._groups:
+        if lane is None:
             return None
         if not self._options[index].allow(groups[index]):
             return None
@@ -251,17 +257,6 @@ class Binding:
         except (AttributeError, KeyError, TypeError, RuntimeError):
             return None
         return None if now is None else [(lane, now)]
-
-    def has(self, param: Tensor) -> bool:
-        """Tell whether a parameter is one of the blocks.
-
-        Args:
-            param: any parameter.
-
-        Returns:
-            False for one that is not the optimizer's, or has never trained.
-        """
-        return id(param) in self._lane_of
 
     def step(self, taken: Taken) -> None:
         """Update blocks, then write down what has become of them.
@@ -388,16 +383,17 @@ def _trains(param: Tensor) -> bool:
     return param.requires_grad or param.grad is not None
 
 
-def _execution(param: Tensor, group: dict[str, Any]) -> Execution | None:
+def _execution(param: Tensor, group: dict[str, Any], name: str) -> Execution | None:
     """Choose an execution, None where no gradient asks for one that there is not."""
     foreach, fused = group["foreach"], group["fused"]
-    if not state.is_concrete(param):
-        return choose(param, foreach=bool(foreach), fused=False)
+    if not (param.is_meta or state.is_concrete(param)):
+        # A tracer sees operations only.
+        return choose(param, foreach=foreach, fused=False)
     try:
         chosen = choose(param, foreach=foreach, fused=fused)
-    except RuntimeError:
+    except RuntimeError as error:
         if param.grad is not None:
-            raise
+            raise RuntimeError(f"{error} for {name}") from None
         return None
     if chosen.kernel is None and fused is None and foreach is None and param.is_cpu:
         asked = group["state_dtype"] not in (None, "float32")

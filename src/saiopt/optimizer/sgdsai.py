@@ -83,8 +83,8 @@ class SGDSaI(Optimizer):
             so that steps of less than half their spacing are lost.
 
     Raises:
-        TypeError: an argument is of the wrong kind, or a parameter is complex or
-            sparse.
+        TypeError: an argument is of the wrong kind, or a parameter that trains is
+            complex or sparse. Frozen ones are judged when they first train.
         ValueError: an argument is out of its range.
 
     Example:
@@ -339,8 +339,6 @@ class SGDSaI(Optimizer):
             if not any(param is p for g in groups for p in g["params"]):
                 raise ValueError("p must be a parameter of this optimizer, got another")
             binding = self._bind(grads)
-            if not binding.has(param):
-                return binding, []
             taken = binding.take_one(groups, states, grads, param)
         return binding, _given(taken)
 

@@ -216,15 +216,18 @@ def first_seeds(params: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         0-d int32, one for each.
     """
-    if any(not is_concrete(p) for p in params):
-        return [_scalar(p, torch.int32) for p in params]
-    found = checksums(params)
+    seeds = [_scalar(p, torch.int32) for p in params]
+    # What to_empty left behind on the meta device has no bits.
+    pairs = [pair for pair in zip(params, seeds, strict=True) if is_concrete(pair[0])]
+    if not pairs:
+        return seeds
+    found = checksums([param for param, _ in pairs])
     # Asked after the collectives: by then the first rank has told it.
-    run, twins, seeds = run_seed(), Counter[int](), []
-    for param, checksum in zip(params, found, strict=True):
-        seed = _spread(checksum, run, run >> 32, twins[checksum])
+    run, twins = run_seed(), Counter[int]()
+    for (_, seed), checksum in zip(pairs, found, strict=True):
+        words = (checksum, run, run >> 32, twins[checksum])
+        seed.fill_(_spread(*words) - 2**31)
         twins[checksum] += 1
-        seeds.append(torch.tensor(seed - 2**31, dtype=torch.int32, device=param.device))
     return seeds
 
 
