@@ -109,12 +109,11 @@ class Binding:
             name = _name(self._groups, group, i)
             options.check_trained(param, group, name)
             options.check_grad(param, name)
-            entry = states.get(param) or {}
-            if state.is_state(entry):
-                problem = state.misfit(entry, param)
-                if problem:
-                    raise RuntimeError(f"params must fit their state: {problem}")
-            else:
+            entry = states.get(param, {})
+            problem = state.misfit(entry, param)
+            if problem:
+                raise RuntimeError(f"params must fit their state: {problem}")
+            if not state.is_state(entry):
                 options.check_shape(param, shapes)
             if param.grad is not None:
                 _check_memory(param, entry, name)

@@ -18,6 +18,7 @@ from . import options
 from .binding import Binding, Taken
 from .calibration import held_largest
 from .lane import Call, Gradients
+from .state import is_state
 from .state_dict import (
     A_CALLABLE,
     check_kind,
@@ -249,7 +250,8 @@ class SGDSaI(Optimizer):
         Tensors keep their dtypes, where torch would cast them to the parameters'; but a
         momentum is converted, to the nearest, where a group of this optimizer has
         another `state_dtype` than None. Rounding seeds that are not needed then are
-        dropped, and the next step makes those that are missing.
+        dropped, and the next step makes those that are missing. What wrappers have put
+        into the state is carried.
 
         Options come from the state_dict, as in torch, except `foreach`, `fused`, such a
         `state_dtype`, and `param_names`, which are compared: a name that this optimizer
@@ -289,7 +291,8 @@ class SGDSaI(Optimizer):
         Raises:
             ValueError: a parameter's scales differ within it.
         """
-        self._bind(Gradients(), {p for p, scale in scales.items() if scale > 0})
+        named = {p for p, s in scales.items() if s > 0 or is_state(self.state.get(p))}
+        self._bind(Gradients(), named)
         for param in scales:
             if "num_measured" in self.state.get(param, {}):
                 raise ValueError(
@@ -297,7 +300,7 @@ class SGDSaI(Optimizer):
                     "measures rows or columns, or several gradients"
                 )
         for param, scale in scales.items():
-            if self.state.get(param):
+            if is_state(self.state.get(param)):
                 held = self.state[param]["scale"]
                 waits = held.is_meta or held.item() <= 0
                 held.fill_(-scale if waits else scale)

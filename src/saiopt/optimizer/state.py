@@ -317,10 +317,11 @@ def refuse_slices(param: Tensor, options: Mapping[str, Any]) -> None:
         )
 
 
-def misfit(entry: Mapping[str, object], param: Tensor) -> str:
+def misfit(entry: object, param: Tensor) -> str:
     """Return why a state cannot be that of a parameter, "" if it can.
 
-    The kernels are given addresses, and believe the parameter's size.
+    The kernels are given addresses, and believe the parameter's size. Keys that are
+    not of this optimizer, and a state that is not complete, fit.
 
     Args:
         entry: the state by key.
@@ -329,10 +330,17 @@ def misfit(entry: Mapping[str, object], param: Tensor) -> str:
     Returns:
         A sentence, or "".
     """
-    for key, form in _forms(entry, param).items():
-        held = entry.get(key)
+    if not isinstance(entry, Mapping):
+        return f"a state must be a dict, got {entry!r}"
+    forms = _forms(entry, param)
+    for key in KEYS:
+        held, form = entry.get(key), forms.get(key)
+        if held is None and form is None:
+            continue
         if not isinstance(held, Tensor):
             return f"{key} must be a tensor, got {held}"
+        if form is None:
+            return f"{key} must be absent beside momentum that is not held in codes"
         if (held.shape, held.dtype) != form:
             return (
                 f"{key} must be {form.dtype} of shape {tuple(form.shape)} for a "
@@ -371,7 +379,7 @@ def lacks_memory(tensor: Tensor) -> str:
 
 def _forms(entry: Mapping[str, object], param: Tensor) -> dict[str, _Form]:
     """Return what the tensors of a state must be."""
-    forms = {k: f for k, f in SCALARS.items() if k == "scale" or k in entry}
+    forms = {key: form for key, form in SCALARS.items() if key in entry}
     buffer = entry.get("momentum_buffer")
     if isinstance(buffer, Tensor):
         forms |= _momentum_forms(param, buffer.dtype)
