@@ -81,6 +81,7 @@ class Binding:
             for group, idle in zip(groups, self._idle, strict=True)
             for i in idle
         }
+        self._is_traced = state.is_traced()
         executions = self._check(states, shapes)
         fresh = self._allocate(states)
         self._make_lanes(states, executions, fresh, grads)
@@ -205,6 +206,8 @@ class Binding:
         """
         if len(groups) != len(self._options) or len(states) != self._num_entries:
             return None
+        if state.is_traced() != self._is_traced:
+            return None
         for index, group in enumerate(groups):
             if not self._options[index].allow(group):
                 return None
@@ -241,7 +244,7 @@ class Binding:
         Returns:
             As :meth:`take`; empty for a parameter that does not train.
         """
-        if groups is not self._groups:
+        if groups is not self._groups or state.is_traced() != self._is_traced:
             return None
         if id(param) in self._idle_ids and not _trains(param):
             return []
@@ -303,7 +306,9 @@ class Binding:
             for at, (lane, now) in enumerate(taken)
             for row, candidate in lane.candidates(now)
         ]
-        if not rows and not calibration.awaits_largest(self._groups):
+        if not rows and (
+            self._is_traced or not calibration.awaits_largest(self._groups)
+        ):
             return nothing, 0.0
         found, largest = calibration.find([c for *_, c in rows], self._groups)
         for (at, row, _), finding in zip(rows, found, strict=True):

@@ -133,12 +133,13 @@ class Lane:
 
     def _note(self, now: Now) -> None:
         """Note what :meth:`gather` compares with."""
+        self._is_concrete = all(map(state.is_concrete, now.here))
         self._scalars = [(k, t) for k, t in now.held.items() if k in state.SCALARS]
         self._versions = [list(map(_VERSION, t)) for _, t in self._watched]
         self._arrays = [
             (key, list(map(_NBYTES, tensors)))
             for key, tensors in now.held.items()
-            if key not in state.SCALARS
+            if key not in state.SCALARS and self._is_concrete
         ]
         self._params_as = _Forms(now.here)
         tensors = (now.here, *now.held.values())
@@ -244,7 +245,8 @@ class Lane:
             there = [i for i, g in zip(rows, grads, strict=True) if g is not None]
         if not self._unready.isdisjoint(there):
             return False
-        if self._grads_as.fit(held, there) and 0 not in _addresses(held):
+        is_there = not self._is_concrete or 0 not in _addresses(held)
+        if is_there and self._grads_as.fit(held, there):
             return True
         grads[:] = [g if g is None else _plain(g) for g in grads]
         held = [g for g in grads if g is not None]

@@ -18,7 +18,7 @@ from . import options
 from .binding import Binding, Taken
 from .calibration import held_largest
 from .lane import Call, Gradients
-from .state import is_state
+from .state import is_concrete, is_state
 from .state_dict import (
     A_CALLABLE,
     check_kind,
@@ -54,6 +54,9 @@ class SGDSaI(Optimizer):
     recovers. It deviates from :class:`torch.optim.SGD` in its decay, which is decoupled
     from the momentum, and in its moving average, whose dampening is μ. The momentum
     averages the gradient itself also under `maximize`, where the step changes its sign.
+
+    Where steps are traced or tensors have no values (make_fx, FakeTensorMode, the
+    meta device), nothing is read: every block counts as begun.
 
     Args:
         params: parameters, (name, parameter) pairs or param groups.
@@ -134,7 +137,7 @@ class SGDSaI(Optimizer):
             "stochastic_rounding": stochastic_rounding,
         }
         defaults = options.normalised(given)
-        options.check(defaults)
+        options.check(defaults, reads=_has_value(defaults["lr"]))
         self._binding, self._shapes = None, set()
         super().__init__(params, defaults)
         tell_run_seed()
@@ -150,7 +153,8 @@ class SGDSaI(Optimizer):
             ValueError: an option is out of its range.
         """
         param_group = options.normalised(param_group)
-        options.check({**self.defaults, **param_group})
+        given = {**self.defaults, **param_group}
+        options.check(given, reads=_has_value(given["lr"]))
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -302,7 +306,7 @@ class SGDSaI(Optimizer):
         for param, scale in scales.items():
             if is_state(self.state.get(param)):
                 held = self.state[param]["scale"]
-                waits = held.is_meta or held.item() <= 0
+                waits = not is_concrete(held) or held.item() <= 0
                 held.fill_(-scale if waits else scale)
         self._binding = None
 
@@ -373,6 +377,10 @@ def sgdsai_of(optimizer: Optimizer) -> SGDSaI:
             "an SGDSaI as their .optimizer"
         )
     return found
+
+
+def _has_value(lr: object) -> bool:
+    return not isinstance(lr, Tensor) or is_concrete(lr)
 
 
 def _given(taken: Taken | None) -> Taken:

@@ -139,7 +139,7 @@ def obsolete(entry: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
     """
     if "num_measured" not in entry or rule_of(options["scaling"]).measurement:
         return []
-    if entry["scale"].item() > 0:
+    if not is_concrete(entry["scale"]) or entry["scale"].item() > 0:
         return []
     return [key for key in KEYS if key in entry and key.endswith(_OF_MEASURING)]
 
@@ -249,11 +249,19 @@ def is_concrete(tensor: Tensor) -> bool:
     Returns:
         False on the meta device, for fake tensors, and while operations are traced.
     """
-    if tensor.is_meta:
-        return False
+    local = local_entries(tensor)
+    return not (local.is_meta or type(local).__name__ == "FakeTensor" or is_traced())
+
+
+def is_traced() -> bool:
+    """Tell whether operations are recorded or imitated instead of done.
+
+    Returns:
+        True in a FakeTensorMode, in make_fx and in export.
+    """
     modes = _get_current_dispatch_mode_stack()
-    kinds = {type(mode).__name__ for mode in modes} | {type(tensor).__name__}
-    return not kinds & _ABSTRACT
+    before = torch._ops._get_current_dispatch_mode_pre_dispatch()
+    return any(type(mode).__name__ in _TRACERS for mode in (*modes, before))
 
 
 def is_in_memory(tensor: Tensor) -> bool:
@@ -269,7 +277,7 @@ def is_in_memory(tensor: Tensor) -> bool:
 
 
 # By name: importing the classes takes longer than all of this package.
-_ABSTRACT = {"FakeTensor", "FakeTensorMode", "ProxyTorchDispatchMode"}
+_TRACERS = {"FakeTensorMode", "ProxyTorchDispatchMode", "FunctionalTensorMode"}
 
 
 def momentum(param: Tensor, options: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from . import options
 from .conversion import convert_momentum, holds_bare_codes
-from .state import misfit
+from .state import is_concrete, misfit
 from .wrappers import bare_name
 
 # Stands for a scaling in a state_dict: flattened distributed checkpoints load the keys
@@ -249,7 +249,7 @@ def _own_keys(entry: Mapping[str, Any]) -> dict[str, Any]:
         gsnr = torch.tensor(gsnr, device="cpu")
     scale = gsnr.detach().to(torch.float32)
     own["scale"] = scale
-    if not (scale.isfinite() & (scale > 0)):
+    if is_concrete(scale) and not (scale.isfinite() & (scale > 0)):
         own["scale"] = torch.zeros_like(scale)
         if "momentum_buffer" in entry:
             own["momentum_buffer"] = torch.zeros_like(entry["momentum_buffer"])
