@@ -21,7 +21,7 @@ from saiopt.update import Execution, choose, warn_of_slow_codes
 from . import calibration, options, state
 from .calibration import Finding
 from .conversion import convert_momentum
-from .lane import MEASURING, RUNNING, WAITING, Call, Gradients, Lane, Now
+from .lane import MEASURING, RUNNING, WAITING, Call, Gradients, Lane, Now, preset_of
 
 Groups = list[dict[str, Any]]
 States = MutableMapping[Any, Any]
@@ -454,8 +454,9 @@ def _stages(
 def _stage(
     scale: float, entry: dict[str, Tensor], group: dict[str, Any]
 ) -> tuple[int, float]:
-    if not scale > 0:
-        return WAITING, -scale
+    preset = preset_of(scale)
+    if preset is not None:
+        return WAITING, preset
     asked = rule_of(group["scaling"]).num_gradients
     measures = "num_measured" in entry and entry["num_measured"].item() < asked
     return (MEASURING if measures else RUNNING), 0.0

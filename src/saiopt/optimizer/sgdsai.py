@@ -55,8 +55,10 @@ class SGDSaI(Optimizer):
     from the momentum, and in its moving average, whose dampening is μ. The momentum
     averages the gradient itself also under `maximize`, where the step changes its sign.
 
-    Where steps are traced or tensors have no values (make_fx, FakeTensorMode, the
-    meta device), nothing is read: every block counts as begun.
+    State may be written in place, as a reset or a broadcast does. On accelerators a
+    block that runs notices only what raises the version of its scale, which writes
+    through `.data` and collectives do not. Where steps are traced or tensors have no
+    values (make_fx, FakeTensorMode, the meta device), every block counts as begun.
 
     Args:
         params: parameters, (name, parameter) pairs or param groups.
