@@ -239,14 +239,15 @@ def test_the_state_of_another_optimizer_is_refused_before_anything_changes(kind,
             assert torch.equal(value, held["state"][index][key])
 
 
-def test_empty_entries_and_those_of_no_parameter_are_dropped():
+def test_empty_entries_are_dropped_and_those_of_no_parameter_are_carried():
     model = nn.Linear(3, 2)
     saved = authors_state_dict(model)
     saved["state"][1] = {}
     saved["state"][7] = saved["state"][0]
     optimizer = SGDSaI(model.parameters())
     optimizer.load_state_dict(saved)
-    assert list(optimizer.state) == [model.weight]
+    assert set(optimizer.state) == {model.weight, 7}
+    assert optimizer.state[7] is saved["state"][7]
     assert get_scales(optimizer, model) == {"weight": 2.0, "bias": 0.0}
 
 

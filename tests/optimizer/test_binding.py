@@ -8,7 +8,6 @@ from models import TinyTransformer, next_token_loss, token_batches
 from torch import nn
 
 from saiopt import SGDSaI
-from saiopt.optimizer import binding, sgdsai
 from saiopt.optimizer.lane import Gradients
 from saiopt.update import cpu, library, reference
 
@@ -37,20 +36,6 @@ def block(shape, dtype=torch.float32, seed=0):
     param = nn.Parameter(torch.randn(shape, generator=generator).to(dtype))
     param.grad = torch.randn(shape, generator=generator).to(dtype)
     return param
-
-
-@pytest.fixture
-def bindings(monkeypatch):
-    """Counts how often blocks are bound."""
-    made = []
-
-    class Counted(binding.Binding):
-        def __init__(self, *arguments):
-            made.append(self)
-            super().__init__(*arguments)
-
-    monkeypatch.setattr(sgdsai, "Binding", Counted)
-    return made
 
 
 # What a step writes, it writes after the update

@@ -21,7 +21,7 @@ from saiopt.update import Execution, choose, warn_of_slow_codes
 from . import calibration, options, state
 from .calibration import Finding
 from .conversion import convert_momentum
-from .lane import MEASURING, RUNNING, WAITING, Call, Gradients, Lane, Now
+from .lane import MEASURING, RUNNING, WAITING, Call, Gradients, Lane, Now, preset_of
 
 Groups = list[dict[str, Any]]
 States = MutableMapping[Any, Any]
@@ -69,17 +69,19 @@ class Binding:
         self._options = list(map(_Options, groups))
         self._ids = [list(map(id, g["params"])) for g in groups]
         self._live = [
-            [
-                i
-                for i, p in enumerate(group["params"])
-                if state.is_state(states.get(p)) or _trains(p) or p in also
-            ]
+            [i for i, p in enumerate(group["params"]) if _trains(p) or p in also]
             for group in groups
         ]
         self._idle = [
             sorted(set(range(len(g["params"]))) - set(live))
             for g, live in zip(groups, self._live, strict=True)
         ]
+        self._idle_ids = {
+            id(group["params"][i])
+            for group, idle in zip(groups, self._idle, strict=True)
+            for i in idle
+        }
+        self._is_traced = state.is_traced()
         executions = self._check(states, shapes)
         fresh = self._allocate(states)
         self._make_lanes(states, executions, fresh, grads)
@@ -108,16 +110,15 @@ class Binding:
             name = _name(self._groups, group, i)
             options.check_trained(param, group, name)
             options.check_grad(param, name)
-            entry = states.get(param) or {}
-            if state.is_state(entry):
-                problem = state.misfit(entry, param)
-                if problem:
-                    raise RuntimeError(f"params must fit their state: {problem}")
-            else:
+            entry = states.get(param, {})
+            problem = state.misfit(entry, param)
+            if problem:
+                raise RuntimeError(f"params must fit their state: {problem}")
+            if not state.is_state(entry):
                 options.check_shape(param, shapes)
             if param.grad is not None:
                 _check_memory(param, entry, name)
-            executions[id(param)] = _execution(param, group)
+            executions[id(param)] = _execution(param, group, name)
         return executions
 
     def _allocate(self, states: States) -> set[int]:
@@ -162,13 +163,14 @@ class Binding:
         for index, (group, live) in enumerate(
             zip(self._groups, self._live, strict=True)
         ):
-            kinds: dict[tuple[tuple[str, ...], Execution | None, bool], list[int]] = {}
+            kinds: dict[tuple[Any, ...], list[int]] = {}
             for i in live:
                 param = group["params"][i]
                 keys = tuple(k for k in state.KEYS if k in states[param])
-                kind = (keys, executions[id(param)], is_dtensor(param))
+                memory = (param.device, state.is_concrete(param), is_dtensor(param))
+                kind = (keys, executions[id(param)], *memory)
                 kinds.setdefault(kind, []).append(i)
-            for (keys, execution, _), places in kinds.items():
+            for (keys, execution, *_), places in kinds.items():
                 params = [group["params"][i] for i in places]
                 lane = Lane(
                     group,
@@ -203,6 +205,8 @@ class Binding:
             ValueError: a learning rate is out of its range.
         """
         if len(groups) != len(self._options) or len(states) != self._num_entries:
+            return None
+        if state.is_traced() != self._is_traced:
             return None
         for index, group in enumerate(groups):
             if not self._options[index].allow(group):
@@ -240,8 +244,12 @@ class Binding:
         Returns:
             As :meth:`take`; empty for a parameter that does not train.
         """
+        if groups is not self._groups or state.is_traced() != self._is_traced:
+            return None
+        if id(param) in self._idle_ids and not _trains(param):
+            return []
         lane, row, index = self._lane_of.get(id(param), (None, 0, 0))
-        if lane is None or groups is not self._groups:
+        if lane is None:
             return None
         if not self._options[index].allow(groups[index]):
             return None
@@ -251,17 +259,6 @@ class Binding:
         except (AttributeError, KeyError, TypeError, RuntimeError):
             return None
         return None if now is None else [(lane, now)]
-
-    def has(self, param: Tensor) -> bool:
-        """Tell whether a parameter is one of the blocks.
-
-        Args:
-            param: any parameter.
-
-        Returns:
-            False for one that is not the optimizer's, or has never trained.
-        """
-        return id(param) in self._lane_of
 
     def step(self, taken: Taken) -> None:
         """Update blocks, then write down what has become of them.
@@ -309,7 +306,9 @@ class Binding:
             for at, (lane, now) in enumerate(taken)
             for row, candidate in lane.candidates(now)
         ]
-        if not rows and not calibration.awaits_largest(self._groups):
+        if not rows and (
+            self._is_traced or not calibration.awaits_largest(self._groups)
+        ):
             return nothing, 0.0
         found, largest = calibration.find([c for *_, c in rows], self._groups)
         for (at, row, _), finding in zip(rows, found, strict=True):
@@ -388,16 +387,17 @@ def _trains(param: Tensor) -> bool:
     return param.requires_grad or param.grad is not None
 
 
-def _execution(param: Tensor, group: dict[str, Any]) -> Execution | None:
+def _execution(param: Tensor, group: dict[str, Any], name: str) -> Execution | None:
     """Choose an execution, None where no gradient asks for one that there is not."""
     foreach, fused = group["foreach"], group["fused"]
-    if not state.is_concrete(param):
-        return choose(param, foreach=bool(foreach), fused=False)
+    if not (param.is_meta or state.is_concrete(param)):
+        # A tracer sees operations only.
+        return choose(param, foreach=foreach, fused=False)
     try:
         chosen = choose(param, foreach=foreach, fused=fused)
-    except RuntimeError:
+    except RuntimeError as error:
         if param.grad is not None:
-            raise
+            raise RuntimeError(f"{error} for {name}") from None
         return None
     if chosen.kernel is None and fused is None and foreach is None and param.is_cpu:
         asked = group["state_dtype"] not in (None, "float32")
@@ -454,8 +454,9 @@ def _stages(
 def _stage(
     scale: float, entry: dict[str, Tensor], group: dict[str, Any]
 ) -> tuple[int, float]:
-    if not scale > 0:
-        return WAITING, -scale
+    preset = preset_of(scale)
+    if preset is not None:
+        return WAITING, preset
     asked = rule_of(group["scaling"]).num_gradients
     measures = "num_measured" in entry and entry["num_measured"].item() < asked
     return (MEASURING if measures else RUNNING), 0.0

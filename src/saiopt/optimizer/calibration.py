@@ -112,32 +112,39 @@ def find(
         ValueError: a scaling rule returns scales that are not positive and finite, or
             not of the right shape.
     """
-    moments = _measure(candidates)
-    usable = moments.usable | _mask(_is_empty(c.param) for c in candidates)
-    begun = [c for c, use in zip(candidates, usable.tolist(), strict=True) if use]
+    useless = _useless_at_a_glance(candidates)
+    measured = [c for i, c in enumerate(candidates) if i not in useless]
+    if not measured and not awaits_largest(groups):
+        return [None] * len(candidates), held_largest(groups)
+    moments = measure_blocks([c.param for c in measured], [c.grad for c in measured])
+    usable = moments.usable | _mask(_is_empty(c.param) for c in measured)
+    begun = [c for c, use in zip(measured, usable.tolist(), strict=True) if use]
     values = _scales(begun, moments.select(usable))
     largest = _divide_by_largest(begun, values, groups)
     _check(values)
-    found = iter(_findings(begun, values))
-    return [next(found) if use else None for use in usable.tolist()], largest
+    found = dict(zip(map(id, begun), _findings(begun, values), strict=True))
+    return [found.get(id(c)) for c in candidates], largest
 
 
-def _measure(candidates: Sequence[Candidate]) -> Moments:
-    """Measure the gradients, those that were of no use before at a glance first."""
-    grads = [c.grad for c in candidates]
-    glanced: dict[torch.device, dict[int, Tensor]] = {}
-    for i, (candidate, grad) in enumerate(zip(candidates, grads, strict=True)):
-        # All ranks must measure a sharded block alike.
+def _useless_at_a_glance(candidates: Sequence[Candidate]) -> set[int]:
+    """Find gradients that are all zero, or not finite, among those of late blocks.
+
+    Blocks that wait for ever shall cost little. What has never waited is measured
+    anyway, and all ranks must measure a sharded block alike.
+    """
+    glanced: dict[tuple[torch.device, torch.dtype], dict[int, Tensor]] = {}
+    for i, candidate in enumerate(candidates):
+        grad = candidate.grad
         glances = candidate.has_waited and not is_sharded(candidate.param)
         if grad is not None and grad.numel() > 0 and glances:
-            glanced.setdefault(grad.device, {})[i] = grad
+            glanced.setdefault((grad.device, grad.dtype), {})[i] = grad
+    useless = set()
     for members in glanced.values():
         norms = torch._foreach_norm(list(members.values()), float("inf"))
-        sizes = torch.stack([n.to(torch.float64) for n in norms]).tolist()
-        for i, size in zip(members, sizes, strict=True):
-            if size == 0:
-                grads[i] = None
-    return measure_blocks([c.param for c in candidates], grads)
+        sizes = torch.stack(norms).tolist()
+        pairs = zip(members, sizes, strict=True)
+        useless |= {i for i, size in pairs if not 0 < size < float("inf")}
+    return useless
 
 
 def _findings(begun: Sequence[Candidate], values: Tensor) -> list[Finding]:

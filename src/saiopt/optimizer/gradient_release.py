@@ -51,6 +51,7 @@ class ReleaseHandle:
             _hook_on_gradient(param, self._hook(index, i))
             for index, group in enumerate(optimizer.param_groups)
             for i, param in enumerate(group["params"])
+            if _may_train(param)
         ]
         self._hooks.append(optimizer.register_step_pre_hook(self._on_step))
 
@@ -229,6 +230,11 @@ def step_in_backward(optimizer: Optimizer) -> ReleaseHandle:
             "original parameters never see their gradients accumulate: use fully_shard"
         )
     return ReleaseHandle(own)
+
+
+def _may_train(param: Tensor) -> bool:
+    """Tell whether a parameter can have gradients: integers do not take a hook."""
+    return param.is_floating_point() or param.is_complex()
 
 
 def _hook_on_gradient(param: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:

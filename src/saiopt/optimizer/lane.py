@@ -26,10 +26,9 @@ from .calibration import Candidate, Finding
 # Stages of a block: it waits for a gradient to begin with, it measures while its
 # momentum runs, or its scales are fixed.
 WAITING, MEASURING, RUNNING = range(3)
-# What a stage is read from.
-_STAGE_KEYS = ("scale", "num_measured")
 
 _DTYPE, _VERSION = attrgetter("dtype"), attrgetter("_version")
+_IS_CPU = attrgetter("is_cpu")
 _GRAD, _NBYTES = attrgetter("grad"), attrgetter("nbytes")
 
 
@@ -130,15 +129,17 @@ class Lane:
         now = Now(rows, params, here, entries, held, self._grads(params, grads))
         self._note(now)
         self._bind(now)
+        self._watch()
 
     def _note(self, now: Now) -> None:
         """Note what :meth:`gather` compares with."""
+        self._is_concrete = all(map(state.is_concrete, now.here))
+        self._is_on_cpu = self._is_concrete and all(map(_IS_CPU, now.here))
         self._scalars = [(k, t) for k, t in now.held.items() if k in state.SCALARS]
-        self._versions = [list(map(_VERSION, t)) for _, t in self._watched]
         self._arrays = [
             (key, list(map(_NBYTES, tensors)))
             for key, tensors in now.held.items()
-            if key not in state.SCALARS
+            if key not in state.SCALARS and self._is_concrete
         ]
         self._params_as = _Forms(now.here)
         tensors = (now.here, *now.held.values())
@@ -169,6 +170,24 @@ class Lane:
         known = [b if b is not None and kernel.knows(b) else None for b in blocks]
         self._others = {i for i, b in enumerate(known) if b is None}
         self._table = kernel.bind(known)
+
+    def _watch(self) -> None:
+        """Note what the stages were read from, unless the kernel does."""
+        table = None if self._others else self._table
+        self._watcher = table if table is not None and table.sees_writes else None
+        keys = ("num_measured",) if self._watcher else ("scale", "num_measured")
+        self._watched = [(k, tensors) for k, tensors in self._scalars if k in keys]
+        self._marks = [self._read(tensors) for _, tensors in self._watched]
+
+    def _read(self, tensors: Sequence[Tensor]) -> list[float | None]:
+        """Return what shows that somebody wrote: values where nothing is waited for.
+
+        Writes through `.data` and those of collectives change no version.
+        """
+        if self._is_on_cpu:
+            # One that is no number is not even equal to itself.
+            return [v if v == v else None for v in map(Tensor.item, tensors)]
+        return list(map(_VERSION, tensors))
 
     @property
     def is_unsettled(self) -> bool:
@@ -205,7 +224,8 @@ class Lane:
             and self._is_unwritten(at)
             and self._are_as_expected(here_grads, rows)
         )
-        return Now(rows, params, here, entries, held, here_grads) if is_there else None
+        now = Now(rows, params, here, entries, held, here_grads)
+        return now if is_there and self._still_wait(now) else None
 
     def _is_unmoved(
         self, here: Sequence[Tensor], held: Mapping[str, Sequence[Tensor]], at: slice
@@ -218,20 +238,26 @@ class Lane:
 
     def _is_unwritten(self, at: slice) -> bool:
         """Tell whether what the stages rest on is as it was read."""
-        table = self._table
-        if table is not None and not table.holds(at.start, at.stop - at.start):
+        watcher = self._watcher
+        if watcher is not None and not watcher.holds(at.start, at.stop - at.start):
             return False
-        sees_scales = table is not None and table.sees_writes
-        return all(
-            (sees_scales and key == "scale")
-            or list(map(_VERSION, tensors[at])) == noted[at]
-            for (key, tensors), noted in zip(self._watched, self._versions, strict=True)
-        )
+        pairs = zip(self._watched, self._marks, strict=True)
+        return all(self._read(t[at]) == noted[at] for (_, t), noted in pairs)
 
-    @property
-    def _watched(self) -> list[tuple[str, Sequence[Tensor]]]:
-        """What a stage is read from, by key."""
-        return [(k, tensors) for k, tensors in self._scalars if k in _STAGE_KEYS]
+    def _still_wait(self, now: Now) -> bool:
+        """Tell whether blocks that may begin do wait, by their scales.
+
+        On accelerators a broadcast of state goes unnoticed else, and calibration waits
+        for the device anyway.
+        """
+        if self._is_on_cpu:
+            return True
+        waiting = [i for i in self._asked(now) if self._stages[i] == WAITING]
+        if not waiting:
+            return True
+        scales = [now.held["scale"][i - now.rows.start] for i in waiting]
+        pairs = zip(waiting, torch.stack(scales).tolist(), strict=True)
+        return all(preset_of(scale) == self._presets[i] for i, scale in pairs)
 
     def _are_as_expected(self, grads: list[Tensor | None], rows: range) -> bool:
         """Tell whether gradients are what the kernel was bound for, as it reads them.
@@ -244,7 +270,8 @@ class Lane:
             there = [i for i, g in zip(rows, grads, strict=True) if g is not None]
         if not self._unready.isdisjoint(there):
             return False
-        if self._grads_as.fit(held, there) and 0 not in _addresses(held):
+        is_there = not self._is_concrete or 0 not in _addresses(held)
+        if is_there and self._grads_as.fit(held, there):
             return True
         grads[:] = [g if g is None else _plain(g) for g in grads]
         held = [g for g in grads if g is not None]
@@ -262,24 +289,28 @@ class Lane:
         Yields:
             Their rows, and what calibration must know of them.
         """
-        for row in self._unsettled:
-            if row not in now.rows:
-                continue
+        for row in self._asked(now):
             at = row - now.rows.start
-            param = now.params[at]
-            if now.grads[at] is not None or is_sharded(param):
-                yield (
-                    row,
-                    Candidate(
-                        param,
-                        now.grads[at],
-                        self.group,
-                        now.entries[at],
-                        self._presets[row],
-                        self._stages[row] == MEASURING,
-                        self._waited[row],
-                    ),
-                )
+            yield (
+                row,
+                Candidate(
+                    now.params[at],
+                    now.grads[at],
+                    self.group,
+                    now.entries[at],
+                    self._presets[row],
+                    self._stages[row] == MEASURING,
+                    self._waited[row],
+                ),
+            )
+
+    def _asked(self, now: Now) -> Iterator[int]:
+        """Yield the unsettled rows with a gradient, on this rank or another one."""
+        for row in self._unsettled:
+            if row in now.rows:
+                at = row - now.rows.start
+                if now.grads[at] is not None or is_sharded(now.params[at]):
+                    yield row
 
     def run(self, now: Now, findings: Mapping[int, Finding | None]) -> None:
         """Update the blocks of a step, then write down what has become of them.
@@ -392,8 +423,8 @@ class Lane:
                 local_entries(entry[key]).copy_(value)
             self._stages[row] = RUNNING if finding.is_fixed else MEASURING
             self._presets[row] = 0.0
-            for (key, _), versions in zip(self._watched, self._versions, strict=True):
-                versions[row] = entry[key]._version
+            for (key, _), marks in zip(self._watched, self._marks, strict=True):
+                marks[row] = self._read([local_entries(entry[key])])[0]
         if self._table is not None:
             self._table.expect(findings)
         self._settle()
@@ -431,6 +462,20 @@ class Lane:
 
     def _grads(self, params: Sequence[Tensor], grads: Gradients) -> list[Tensor | None]:
         return list(map(grads.of if self._is_distributed else _GRAD, params))
+
+
+def preset_of(scale: float) -> float | None:
+    """Return what a block that waits was given beforehand.
+
+    Args:
+        scale: as it is held.
+
+    Returns:
+        Its scale, 0 for none; None where it has begun.
+    """
+    if scale > 0:
+        return None
+    return -scale if scale < 0 else 0.0
 
 
 # What of its state a block is updated with.

@@ -18,6 +18,7 @@ from . import options
 from .binding import Binding, Taken
 from .calibration import held_largest
 from .lane import Call, Gradients
+from .state import is_concrete, is_state
 from .state_dict import (
     A_CALLABLE,
     check_kind,
@@ -55,6 +56,11 @@ class SGDSaI(Optimizer):
     from the momentum, and in its moving average, whose dampening is μ. The momentum
     averages the gradient itself also under `maximize`, where the step changes its sign.
 
+    State may be written in place, as a reset or a broadcast does. On accelerators a
+    block that runs notices only what raises the version of its scale, which writes
+    through `.data` and collectives do not. Where steps are traced or tensors have no
+    values (make_fx, FakeTensorMode, the meta device), every block counts as begun.
+
     Args:
         params: parameters, (name, parameter) pairs or param groups.
         lr: η >= 0, a float or a tensor of one entry.
@@ -84,8 +90,8 @@ class SGDSaI(Optimizer):
             so that steps of less than half their spacing are lost.
 
     Raises:
-        TypeError: an argument is of the wrong kind, or a parameter is complex or
-            sparse.
+        TypeError: an argument is of the wrong kind, or a parameter that trains is
+            complex or sparse. Frozen ones are judged when they first train.
         ValueError: an argument is out of its range.
 
     Example:
@@ -134,7 +140,7 @@ class SGDSaI(Optimizer):
             "stochastic_rounding": stochastic_rounding,
         }
         defaults = options.normalised(given)
-        options.check(defaults)
+        options.check(defaults, reads=_has_value(defaults["lr"]))
         self._binding, self._shapes = None, set()
         super().__init__(params, defaults)
         tell_run_seed()
@@ -150,7 +156,8 @@ class SGDSaI(Optimizer):
             ValueError: an option is out of its range.
         """
         param_group = options.normalised(param_group)
-        options.check({**self.defaults, **param_group})
+        given = {**self.defaults, **param_group}
+        options.check(given, reads=_has_value(given["lr"]))
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
@@ -254,7 +261,8 @@ class SGDSaI(Optimizer):
         Tensors keep their dtypes, where torch would cast them to the parameters'; but a
         momentum is converted, to the nearest, where a group of this optimizer has
         another `state_dtype` than None. Rounding seeds that are not needed then are
-        dropped, and the next step makes those that are missing.
+        dropped, and the next step makes those that are missing. What wrappers have put
+        into the state is carried.
 
         Options come from the state_dict, as in torch, except `foreach`, `fused`, such a
         `state_dtype`, and `param_names`, which are compared: a name that this optimizer
@@ -297,7 +305,8 @@ class SGDSaI(Optimizer):
         Raises:
             ValueError: a parameter's scales differ within it.
         """
-        self._bind(Gradients(), {p for p, scale in scales.items() if scale > 0})
+        named = {p for p, s in scales.items() if s > 0 or is_state(self.state.get(p))}
+        self._bind(Gradients(), named)
         for param in scales:
             if "num_measured" in self.state.get(param, {}):
                 raise ValueError(
@@ -305,9 +314,9 @@ class SGDSaI(Optimizer):
                     "measures rows or columns, or several gradients"
                 )
         for param, scale in scales.items():
-            if self.state.get(param):
+            if is_state(self.state.get(param)):
                 held = self.state[param]["scale"]
-                waits = held.is_meta or held.item() <= 0
+                waits = not is_concrete(held) or held.item() <= 0
                 held.fill_(-scale if waits else scale)
         self._binding = None
 
@@ -347,8 +356,6 @@ class SGDSaI(Optimizer):
             if not any(param is p for g in groups for p in g["params"]):
                 raise ValueError("p must be a parameter of this optimizer, got another")
             binding = self._bind(grads)
-            if not binding.has(param):
-                return binding, []
             taken = binding.take_one(groups, states, grads, param)
         return binding, _given(taken)
 
@@ -380,6 +387,10 @@ def sgdsai_of(optimizer: Optimizer) -> SGDSaI:
             "an SGDSaI as their .optimizer"
         )
     return found
+
+
+def _has_value(lr: object) -> bool:
+    return not isinstance(lr, Tensor) or is_concrete(lr)
 
 
 def _given(taken: Taken | None) -> Taken:

@@ -139,7 +139,7 @@ def obsolete(entry: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
     """
     if "num_measured" not in entry or rule_of(options["scaling"]).measurement:
         return []
-    if entry["scale"].item() > 0:
+    if not is_concrete(entry["scale"]) or entry["scale"].item() > 0:
         return []
     return [key for key in KEYS if key in entry and key.endswith(_OF_MEASURING)]
 
@@ -216,15 +216,18 @@ def first_seeds(params: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         0-d int32, one for each.
     """
-    if any(not is_concrete(p) for p in params):
-        return [_scalar(p, torch.int32) for p in params]
-    found = checksums(params)
+    seeds = [_scalar(p, torch.int32) for p in params]
+    # What to_empty left behind on the meta device has no bits.
+    pairs = [pair for pair in zip(params, seeds, strict=True) if is_concrete(pair[0])]
+    if not pairs:
+        return seeds
+    found = checksums([param for param, _ in pairs])
     # Asked after the collectives: by then the first rank has told it.
-    run, twins, seeds = run_seed(), Counter[int](), []
-    for param, checksum in zip(params, found, strict=True):
-        seed = _spread(checksum, run, run >> 32, twins[checksum])
+    run, twins = run_seed(), Counter[int]()
+    for (_, seed), checksum in zip(pairs, found, strict=True):
+        words = (checksum, run, run >> 32, twins[checksum])
+        seed.fill_(_spread(*words) - 2**31)
         twins[checksum] += 1
-        seeds.append(torch.tensor(seed - 2**31, dtype=torch.int32, device=param.device))
     return seeds
 
 
@@ -246,11 +249,19 @@ def is_concrete(tensor: Tensor) -> bool:
     Returns:
         False on the meta device, for fake tensors, and while operations are traced.
     """
-    if tensor.is_meta:
-        return False
+    local = local_entries(tensor)
+    return not (local.is_meta or type(local).__name__ == "FakeTensor" or is_traced())
+
+
+def is_traced() -> bool:
+    """Tell whether operations are recorded or imitated instead of done.
+
+    Returns:
+        True in a FakeTensorMode, in make_fx and in export.
+    """
     modes = _get_current_dispatch_mode_stack()
-    kinds = {type(mode).__name__ for mode in modes} | {type(tensor).__name__}
-    return not kinds & _ABSTRACT
+    before = torch._ops._get_current_dispatch_mode_pre_dispatch()
+    return any(type(mode).__name__ in _TRACERS for mode in (*modes, before))
 
 
 def is_in_memory(tensor: Tensor) -> bool:
@@ -266,7 +277,7 @@ def is_in_memory(tensor: Tensor) -> bool:
 
 
 # By name: importing the classes takes longer than all of this package.
-_ABSTRACT = {"FakeTensor", "FakeTensorMode", "ProxyTorchDispatchMode"}
+_TRACERS = {"FakeTensorMode", "ProxyTorchDispatchMode", "FunctionalTensorMode"}
 
 
 def momentum(param: Tensor, options: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -314,10 +325,11 @@ def refuse_slices(param: Tensor, options: Mapping[str, Any]) -> None:
         )
 
 
-def misfit(entry: Mapping[str, object], param: Tensor) -> str:
+def misfit(entry: object, param: Tensor) -> str:
     """Return why a state cannot be that of a parameter, "" if it can.
 
-    The kernels are given addresses, and believe the parameter's size.
+    The kernels are given addresses, and believe the parameter's size. Keys that are
+    not of this optimizer, and a state that is not complete, fit.
 
     Args:
         entry: the state by key.
@@ -326,10 +338,17 @@ def misfit(entry: Mapping[str, object], param: Tensor) -> str:
     Returns:
         A sentence, or "".
     """
-    for key, form in _forms(entry, param).items():
-        held = entry.get(key)
+    if not isinstance(entry, Mapping):
+        return f"a state must be a dict, got {entry!r}"
+    forms = _forms(entry, param)
+    for key in KEYS:
+        held, form = entry.get(key), forms.get(key)
+        if held is None and form is None:
+            continue
         if not isinstance(held, Tensor):
             return f"{key} must be a tensor, got {held}"
+        if form is None:
+            return f"{key} must be absent beside momentum that is not held in codes"
         if (held.shape, held.dtype) != form:
             return (
                 f"{key} must be {form.dtype} of shape {tuple(form.shape)} for a "
@@ -368,7 +387,7 @@ def lacks_memory(tensor: Tensor) -> str:
 
 def _forms(entry: Mapping[str, object], param: Tensor) -> dict[str, _Form]:
     """Return what the tensors of a state must be."""
-    forms = {k: f for k, f in SCALARS.items() if k == "scale" or k in entry}
+    forms = {key: form for key, form in SCALARS.items() if key in entry}
     buffer = entry.get("momentum_buffer")
     if isinstance(buffer, Tensor):
         forms |= _momentum_forms(param, buffer.dtype)

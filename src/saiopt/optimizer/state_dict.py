@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from saiopt.distributed.fsdp1 import is_slice
 from saiopt.distributed.shards import largest_over_ranks, largest_over_slices
 
 from . import options
 from .conversion import convert_momentum, holds_bare_codes
-from .state import SCALARS, misfit
+from .state import SCALARS, is_concrete, misfit
 from .wrappers import bare_name
 
 # Stands for a scaling in a state_dict: flattened distributed checkpoints load the keys
@@ -28,13 +29,13 @@ _OTHERS_OPTIONS = {"betas", "dampening", "nesterov", "alpha"}
 
 @dataclass(frozen=True)
 class Kept:
-    """Carry a tensor through ``Optimizer.load_state_dict``, which casts bare ones.
+    """Carry a value through ``Optimizer.load_state_dict``, which casts bare tensors.
 
     Args:
-        value: the tensor as it was saved.
+        value: as it was saved.
     """
 
-    value: Tensor
+    value: Any
 
 
 def without_idle_seed(entry: dict[str, Any], param: Tensor) -> dict[str, Any]:
@@ -56,56 +57,51 @@ def without_idle_seed(entry: dict[str, Any], param: Tensor) -> dict[str, Any]:
 
 
 def keep(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """Shield the tensors of a state_dict from being cast to the parameters' dtype.
+    """Shield a state_dict from torch, which casts tensors to the parameters' dtype.
 
     Args:
         state_dict: of this optimizer, or of the authors' class.
 
     Returns:
-        A state_dict whose state tensors are :class:`Kept`.
+        A state_dict where what belongs to parameters is :class:`Kept`.
     """
+    indices = {i for group in state_dict["param_groups"] for i in group["params"]}
     state = {
-        index: {
-            key: Kept(value) if isinstance(value, Tensor) else value
-            for key, value in _own_keys(entry).items()
-        }
+        index: {key: Kept(value) for key, value in _own_keys(entry).items()}
+        if index in indices and isinstance(entry, Mapping)
+        else entry
         for index, entry in state_dict["state"].items()
     }
     return {**state_dict, "state": state}
 
 
-def unwrap(
-    state: Mapping[Tensor, Mapping[str, Any]],
-    held: Mapping[Tensor, Mapping[str, Any]],
-) -> dict[Tensor, dict[str, Any]]:
-    """Take the tensors out again and place them beside their parameters.
+def unwrap(state: Mapping[Any, Any], held: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Take out what was kept, and place its tensors beside their parameters.
 
     Args:
-        state: state by parameter, tensors perhaps :class:`Kept`.
+        state: state by parameter, its values perhaps :class:`Kept`, and entries that
+            belong to no parameter.
         held: the state that it replaces.
 
     Returns:
-        State by parameter, without empty entries and what belongs to no parameter.
-        Tensors are copies, so that two optimizers never share one, except those that
-        this optimizer holds already.
+        The same without empty entries of parameters. Tensors are copies, so that two
+        optimizers never share one, except those that this optimizer holds already.
     """
-    return {
-        param: {
-            key: _place(value.value, param, held.get(param, {}).get(key))
-            if isinstance(value, Kept)
-            else value
-            for key, value in entry.items()
-        }
-        for param, entry in state.items()
-        if isinstance(param, Tensor) and entry
-    }
+    found = {}
+    for key, entry in state.items():
+        if not isinstance(key, Tensor) or not isinstance(entry, Mapping):
+            found[key] = entry
+        elif entry:
+            old = held.get(key)
+            found[key] = _taken_out(entry, key, old if isinstance(old, Mapping) else {})
+    return found
 
 
 def read(
-    state: Mapping[Tensor, Mapping[str, Any]],
-    held: Mapping[Tensor, Mapping[str, Any]],
+    state: Mapping[Any, Any],
+    held: Mapping[Any, Any],
     groups: Sequence[Mapping[str, Any]],
-) -> dict[Tensor, dict[str, Any]]:
+) -> dict[Any, Any]:
     """Unwrap, check and convert the state of one parameter after the other.
 
     So that no more than one is there in two forms. FSDP1's checkpoints give a rank no
@@ -114,7 +110,7 @@ def read(
     over all ranks lets them refuse together.
 
     Args:
-        state: state by parameter, tensors perhaps :class:`Kept`.
+        state: see :func:`unwrap`.
         held: the state that it replaces.
         groups: the param groups from now on.
 
@@ -127,14 +123,15 @@ def read(
             block has none; on any rank, under FSDP1.
     """
     group_of = {param: group for group in groups for param in group["params"]}
-    found: dict[Tensor, dict[str, Any]] = {}
+    found: dict[Any, Any] = {}
     problem = ""
-    for param, wrapped in state.items():
-        for entry in unwrap({param: wrapped}, held).values():
-            problem = problem or misfit(entry, param)
-            if not problem and param in group_of:
-                convert_momentum(entry, param, group_of[param])
-            found[param] = entry
+    for key, wrapped in state.items():
+        for entry in unwrap({key: wrapped}, held).values():
+            if isinstance(key, Tensor):
+                problem = problem or misfit(entry, key)
+                if not problem and key in group_of:
+                    convert_momentum(entry, key, group_of[key])
+            found[key] = entry
     slices = [param for param in group_of if is_slice(param)]
     if slices:
         incomplete = _complete_slices(found, slices)
@@ -146,20 +143,22 @@ def read(
     return found
 
 
-def check_kind(
-    state: Mapping[Tensor, Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]
-) -> None:
+def check_kind(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]]) -> None:
     """Check that state and options are of SGD-SaI, whichever release's.
 
     Args:
-        state: state by parameter.
+        state: see :func:`unwrap`. Entries of parameters that have no scale are a
+            wrapper's, where the groups are of this class.
         groups: the param groups that were saved with it.
 
     Raises:
         ValueError: they are another optimizer's, or lost the scales of its codes.
     """
+    is_own = all("scaling" in group for group in groups)
     for param, entry in state.items():
-        if isinstance(param, Tensor) and entry and "scale" not in entry:
+        if is_own or not isinstance(param, Tensor) or not isinstance(entry, Mapping):
+            continue
+        if entry and "scale" not in entry:
             raise ValueError(_foreign("an entry", entry))
     for group in groups:
         others = _OTHERS_OPTIONS & group.keys() and "scaling" not in group
@@ -167,9 +166,10 @@ def check_kind(
             found = (key for key in group if key != "params")
             raise ValueError(_foreign("a param group", found))
         for param in group["params"]:
-            entry = {
+            held = state.get(param)
+            entry: dict[str, Any] = {
                 key: value.value
-                for key, value in state.get(param, {}).items()
+                for key, value in (held.items() if isinstance(held, Mapping) else ())
                 if isinstance(value, Kept)
             }
             if holds_bare_codes(entry, param, group):
@@ -320,14 +320,26 @@ def _own_keys(entry: Mapping[str, Any]) -> dict[str, Any]:
         gsnr = torch.tensor(gsnr, device="cpu")
     scale = gsnr.detach().to(torch.float32)
     own["scale"] = scale
-    if not (scale.isfinite() & (scale > 0)):
+    if is_concrete(scale) and not (scale.isfinite() & (scale > 0)):
         own["scale"] = torch.zeros_like(scale)
         if "momentum_buffer" in entry:
             own["momentum_buffer"] = torch.zeros_like(entry["momentum_buffer"])
     return own
 
 
-def _place(value: Tensor, param: Tensor, held: object) -> Tensor:
+def _taken_out(
+    entry: Mapping[str, Any], param: Tensor, held: Mapping[str, Any]
+) -> dict[str, Any]:
+    return {
+        key: _place(value.value, param, held.get(key))
+        if isinstance(value, Kept)
+        else value
+        for key, value in entry.items()
+    }
+
+
+def _place(value: object, param: Tensor, held: object) -> object:
     if value is held:
         return value
-    return value.to(param.device, copy=True)
+    # A wrapper's values may hold tensors too.
+    return tree_map_only(Tensor, lambda t: t.to(param.device, copy=True), value)

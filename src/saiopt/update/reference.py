@@ -60,9 +60,12 @@ def decay(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     """
     if coefficients.weight_decay == 0:
         return
+    wide = (torch.float32, torch.float64)
+    in_place = [b.param for b in blocks if b.param.dtype in wide]
+    if in_place:
+        torch._foreach_mul_(in_place, coefficients.shrink)
     for block in blocks:
-        if block.param.dtype in (torch.float32, torch.float64):
-            block.param.mul_(coefficients.shrink)
+        if block.param.dtype in wide:
             continue
         for tile in tiles([block.param]):
             stored = tile.of(block.param)

@@ -93,6 +93,8 @@ class Table:
         blocks: those of :func:`knows`; None for what is never updated.
     """
 
+    sees_writes = False
+
     def __init__(self, blocks: Sequence[Block | None]) -> None:
         kinds: dict[Kind, dict[int, Block]] = defaultdict(dict)
         for i, block in enumerate(blocks):
