@@ -88,7 +88,7 @@ def test_without_a_compiler_the_step_is_taken_and_fused_is_refused(tmp_path):
     assert moved == "True"
     assert refused == (
         "fused must be False or None where there is no C compiler (none of $CC, cc, "
-        "gcc and clang), got True"
+        "gcc and clang), got True for parameter 0 of group 0"
     )
 
 
