@@ -8,7 +8,6 @@ import functools
 import hashlib
 import os
 import platform
-import shlex
 import shutil
 import stat
 import subprocess
@@ -102,6 +101,9 @@ def _commands() -> list[list[str]]:
 
 
 def _command(name: str) -> list[str]:
+    # Here, for importing the package is to import nothing that torch does not.
+    import shlex
+
     try:
         # A path may have spaces, though it is then no list of words.
         words = [name] if shutil.which(name) else shlex.split(name)
