@@ -274,7 +274,9 @@ def draw_grads(model, step):
                 param.grad.copy_(whole)
             elif isinstance(param, DTensor):
                 mesh, placements = param.device_mesh, param.placements
-                param.grad = distribute_tensor(whole, mesh, placements)
+                param.grad = distribute_tensor(
+                    whole, mesh, placements, src_data_rank=None
+                )
             else:
                 param.grad = whole
 

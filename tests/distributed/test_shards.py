@@ -26,6 +26,7 @@ from torch.distributed.fsdp import (
     StateDictType,
 )
 from torch.distributed.tensor import DTensor, Partial, Replicate
+from workers import Workers
 
 from saiopt import SGDSaI, decay_groups, get_scales, set_scales
 
@@ -45,7 +46,15 @@ def test_a_layout_scales_and_trains_like_one_process(workers, name):
 
 @ALL_LAYOUTS
 def test_a_layout_rounds_like_one_process(workers, name):
-    assert layouts.count_rounded_otherwise(workers, name) == 0
+    if name == "HSDP":
+        # torch keeps a mesh for an equal one, whose groups may be those of processes
+        # that have left them: these have had none.
+        workers = Workers()
+    try:
+        assert layouts.count_rounded_otherwise(workers, name) == 0
+    finally:
+        if name == "HSDP":
+            workers.stop()
 
 
 @pytest.mark.parametrize("name", ["DDP", "ZeroRedundancyOptimizer", "FSDP2", "HSDP"])

@@ -158,7 +158,8 @@ def whole_gradient(param, step, index):
     generator = torch.Generator().manual_seed(10 * step + index)
     whole = torch.randn(param.shape, generator=generator, dtype=param.dtype)
     if isinstance(param, DTensor):
-        return distribute_tensor(whole, param.device_mesh, param.placements)
+        mesh, placements = param.device_mesh, param.placements
+        return distribute_tensor(whole, mesh, placements, src_data_rank=None)
     return whole
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import compress
 from operator import attrgetter, is_, is_not
@@ -179,14 +180,13 @@ class Lane:
         self._watched = [(k, tensors) for k, tensors in self._scalars if k in keys]
         self._marks = [self._read(tensors) for _, tensors in self._watched]
 
-    def _read(self, tensors: Sequence[Tensor]) -> list[float | None]:
-        """Return what shows that somebody wrote: values where nothing is waited for.
+    def _read(self, tensors: Sequence[Tensor]) -> list[int | None]:
+        """Return what shows that somebody wrote: bits where nothing is waited for.
 
         Writes through `.data` and those of collectives change no version.
         """
         if self._is_on_cpu:
-            # One that is no number is not even equal to itself.
-            return [v if v == v else None for v in map(Tensor.item, tensors)]
+            return list(map(_bits, tensors))
         return list(map(_VERSION, tensors))
 
     @property
@@ -526,6 +526,12 @@ def _guard_of(tensors: Sequence[Tensor]) -> Any:  # noqa: ANN401
     if not all(map(state.is_in_memory, tensors)):
         return None
     return TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+
+
+def _bits(scalar: Tensor) -> int | None:
+    """Return the 32 bits of a 0-d tensor on a CPU, without an operator of torch."""
+    address = scalar.data_ptr()
+    return ctypes.c_int32.from_address(address).value if address else None
 
 
 def _addresses(tensors: Sequence[Tensor]) -> list[int]:
