@@ -135,7 +135,7 @@ INLINE void prefetch(const void *stored, int64_t u, int64_t group_bytes) {
 /* Update whole groups. Constant kinds make this a function of its own for each. */
 INLINE void update_groups(struct run run, struct numbers k, int p16, int kind,
                           int stochastic) {
-    float m[GROUP], p[GROUP], g[GROUP], step[GROUP];
+    float m[GROUP], p[GROUP], g[GROUP];
     float max_code = kind == M_INT8 ? 127.0f : 7.0f;
     uint32_t noise[GROUP], high[GROUP];
     int32_t codes[GROUP];
@@ -156,10 +156,14 @@ INLINE void update_groups(struct run run, struct numbers k, int p16, int kind,
             load(m, run.momentum, u * GROUP, kind == M_BFLOAT16);
         }
         for (int i = 0; i < GROUP; ++i)
-            step[i] = k.columns ? k.step * k.columns[u * GROUP + i] : k.step;
-        for (int i = 0; i < GROUP; ++i) {
             m[i] = kind == M_NONE ? g[i] : average(m[i], g[i], k);
-            p[i] = MULTIPLY_ADD(step[i], m[i], p[i] * k.shrink);
+        if (k.columns) {
+            const float *columns = k.columns + u * GROUP;
+            for (int i = 0; i < GROUP; ++i)
+                p[i] = MULTIPLY_ADD(k.step * columns[i], m[i], p[i] * k.shrink);
+        } else {
+            for (int i = 0; i < GROUP; ++i)
+                p[i] = MULTIPLY_ADD(k.step, m[i], p[i] * k.shrink);
         }
         store(run.param, p, noise, u * GROUP, p16, stochastic);
         if (is_coded(kind)) {
