@@ -1,0 +1,366 @@
+"""Which orthogonal rule, and who takes embeddings, heads and vectors?
+
+Trains what is missing, cell by cell, and writes results.jsonl, environment.json and the
+figure beside this file. README.md says the question, the rule and the answer.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import math
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from candidates import Candidate, Point, Stepper, candidates, moves_along, state_numbers
+from wordy_source import WordySource
+
+from saiopt.analysis.paired_plot import plot_differences
+from saiopt.lab.atomic import alone, write_json
+from saiopt.lab.environment import environment
+from saiopt.lab.identity import code_hash, identity_hash
+from saiopt.lab.intervals import estimate
+from saiopt.lab.recipes import get_recipe
+from saiopt.lab.schedules import lr_factor
+from saiopt.lab.task import Task
+
+HERE = Path(__file__).parent
+CPU = torch.device("cpu")
+SEEDS = (0, 1, 2)
+DECAY_PER_STEP, WARMUP_SHARE, CLIP_NORM = 1e-4, 0.05, 1.0
+# Runs of a search on seed 0.
+BUDGET = 10
+LONG = 3000
+NUM_LONG = 3
+ORTHOGONAL_LR, ELEMENTWISE_LR = 1e-2, 2e-3
+FACTORED = {"embedding": 2.0, "head": 1.0, "vector": 1.0}
+NORMED = {"embedding": 0.5, "head": 0.5, "vector": 0.25}
+ADAMW = {"embedding": 2.0, "head": 1.0, "vector": 1.0}
+STARTS = {
+    "factored": FACTORED,
+    "sinkhorn": NORMED,
+    "row": NORMED,
+    "sign": NORMED,
+    "adamw": ADAMW,
+}
+BEFORE = ("nothing", "columns", "rows_columns", "measured")
+QUESTIONS = {
+    "before and after Newton-Schulz": (
+        *(f"{name} + factored" for name in BEFORE),
+        "nothing, normuon + factored",
+    ),
+    "embeddings, heads and vectors": tuple(
+        f"rows_columns + {rest}"
+        for rest in ("factored", "sinkhorn", "adamw", "row", "sign")
+    ),
+}
+CONTROL = "nothing + adamw"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A task at a length.
+
+    Args:
+        task: Name.
+        steps: Length of a run.
+        batch_size: Examples per step.
+        coordinates: The numbers that are searched, in this order.
+        lr_factor: Of the first learning rates.
+    """
+
+    task: str
+    steps: int
+    batch_size: int
+    coordinates: tuple[str, ...]
+    lr_factor: float = 1.0
+
+
+SETTINGS = {
+    "gpt-stdlib": Setting(
+        "gpt-stdlib", 300, 8, ("lr", "embedding", "momentum", "vector")
+    ),
+    "llama": Setting(
+        "llama", 300, 8, ("lr", "embedding", "head", "momentum", "vector")
+    ),
+    "vit-digits": Setting(
+        "vit-digits", 600, 32, ("lr", "momentum", "head", "vector"), 0.1
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run."""
+
+    task: str
+    steps: int
+    candidate: str
+    point: Point
+    seed: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What its row begins with."""
+        return dataclasses.asdict(self)
+
+
+@functools.cache
+def load(name: str) -> Task:
+    """Return a task by name."""
+    return WordySource() if name == "llama" else get_recipe(name).task.load()
+
+
+def code() -> str:
+    """Return the hash of what makes the numbers, apart from torch and the tasks."""
+    return code_hash(Stepper.__module__, WordySource.__module__)
+
+
+def train(cell: Cell) -> dict[str, Any]:
+    """Train one run and return its row."""
+    began = time.perf_counter()
+    torch.set_num_threads(1)
+    task, size = load(cell.task), SETTINGS[cell.task].batch_size
+    model = task.build_model(cell.seed)
+    candidate = candidates()[cell.candidate]
+    stepper = Stepper(model, candidate, cell.point, DECAY_PER_STEP, cell.steps)
+    warmup = max(round(WARMUP_SHARE * cell.steps), 1)
+    loss = torch.zeros(())
+    for step in range(cell.steps):
+        model.zero_grad()
+        loss = task.loss(model, task.batch(cell.seed, step, size))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        stepper.step(lr_factor("cosine", step, cell.steps, warmup))
+        if not math.isfinite(loss.item()):
+            break
+    model.eval()
+    metrics = task.evaluate(model) if math.isfinite(loss.item()) else {}
+    numbers = state_numbers(model, candidate)
+    return {
+        **cell.key,
+        **metrics,
+        "state_per_parameter": numbers / sum(p.numel() for p in model.parameters()),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+class Rows:
+    """The rows that are there, to which several processes add."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path, self._origins = folder / "results.jsonl", folder / "environment.json"
+
+    def all(self) -> list[dict[str, Any]]:
+        """Return all rows."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        return list(map(json.loads, lines))
+
+    def result(self, cell: Cell) -> dict[str, Any]:
+        """Return the row of a run, which is trained if it has none."""
+        for row in self.all():
+            if all(row[name] == value for name, value in cell.key.items()):
+                return row
+        row = train(cell)
+        origin = environment(CPU, load(cell.task).fingerprint, code())
+        row["environment"] = identity_hash(origin)
+        with alone(self.path.with_suffix(".lock")):
+            held = (
+                json.loads(self._origins.read_text()) if self._origins.exists() else {}
+            )
+            write_json(self._origins, {**held, row["environment"]: origin})
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+        return row
+
+
+def goodness(row: dict[str, Any]) -> tuple[float, ...]:
+    """Return what is the larger the better the run was."""
+    if "loss" not in row:
+        return (-math.inf,)
+    by_loss = -row["loss"]
+    return (row["accuracy"], by_loss) if "accuracy" in row else (by_loss,)
+
+
+def start(setting: Setting, candidate: Candidate) -> Point:
+    """Return where a search begins."""
+    is_orthogonal = candidate.hidden == "orthogonal"
+    lr = ORTHOGONAL_LR if is_orthogonal else ELEMENTWISE_LR
+    return Point(lr * setting.lr_factor, 0.9, **STARTS[candidate.rest])
+
+
+def search(rows: Rows, task: str, name: str) -> Point:
+    """Go to better neighbours, one number after the other, while the budget lasts."""
+    setting = SETTINGS[task]
+    best = rows.result(
+        Cell(task, setting.steps, name, start(setting, candidates()[name]), 0)
+    )
+    left = BUDGET - 1 + (len(setting.coordinates) > 4)
+    for coordinate in setting.coordinates:
+        for side in (1, 0):
+            moved = False
+            while left > 0:
+                near = moves_along(coordinate, Point(**best["point"]))
+                near = [p for p in near if is_on(side, coordinate, p, best["point"])]
+                if not near:
+                    break
+                row = rows.result(Cell(task, setting.steps, name, near[0], 0))
+                left -= 1
+                if goodness(row) <= goodness(best):
+                    break
+                best, moved = row, True
+            if moved:
+                break
+    return Point(**best["point"])
+
+
+def is_on(side: int, coordinate: str, point: Point, at: dict[str, float]) -> bool:
+    """Tell whether a point lies above another, or below it for side 0."""
+    return (getattr(point, coordinate) > at[coordinate]) == bool(side)
+
+
+def short(folder: Path, task: str, name: str) -> None:
+    """Search on seed 0, then train the best on all seeds."""
+    rows = Rows(folder)
+    best = search(rows, task, name)
+    for seed in SEEDS:
+        rows.result(Cell(task, SETTINGS[task].steps, name, best, seed))
+
+
+def long(folder: Path, task: str, name: str) -> None:
+    """Train the best of the short runs for long, at the better of two rates."""
+    rows = Rows(folder)
+    found = search(rows, task, name)
+    points = [found, dataclasses.replace(found, lr=found.lr / 2)]
+    made = [rows.result(Cell(task, LONG, name, p, 0)) for p in points]
+    best = Point(**max(made, key=goodness)["point"])
+    for seed in SEEDS:
+        rows.result(Cell(task, LONG, name, best, seed))
+
+
+def best_rows(
+    rows: list[dict[str, Any]], task: str, steps: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Return by candidate the rows of its best point, if they have all seeds."""
+    found = {}
+    for name in candidates():
+        mine = [
+            r
+            for r in rows
+            if (r["task"], r["steps"], r["candidate"]) == (task, steps, name)
+        ]
+        first = [r for r in mine if r["seed"] == 0]
+        if not first:
+            continue
+        point = max(first, key=goodness)["point"]
+        chosen = {r["seed"]: r for r in mine if r["point"] == point}
+        if set(SEEDS) <= set(chosen):
+            found[name] = [chosen[seed] for seed in SEEDS]
+    return found
+
+
+def finalists(rows: list[dict[str, Any]], task: str) -> list[str]:
+    """Return the three best of each question on a task, and the control."""
+    found = best_rows(rows, task, SETTINGS[task].steps)
+    mean = {
+        n: statistics.fmean(goodness(r)[0] for r in mine) for n, mine in found.items()
+    }
+    chosen = [
+        name
+        for names in QUESTIONS.values()
+        for name in sorted(set(names) & set(mean), key=mean.__getitem__)[-NUM_LONG:]
+    ]
+    return list(dict.fromkeys([*chosen, CONTROL]))
+
+
+def jobs_of(stage: str, folder: Path) -> Iterator[tuple[Any, ...]]:
+    """Yield the calls of a stage."""
+    if stage != "long":
+        yield from ((short, folder, stage, name) for name in candidates())
+        return
+    rows = Rows(folder).all()
+    for task in ("gpt-stdlib", "llama"):
+        yield from ((long, folder, task, name) for name in finalists(rows, task))
+
+
+def report(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Print the table of every task and length, and draw the differences."""
+    panels: dict[str, dict[str, list[float]]] = {}
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    labels: dict[str, str] = {}
+    for task, steps in dict.fromkeys((r["task"], r["steps"]) for r in rows):
+        found = best_rows(rows, task, steps)
+        if CONTROL not in found:
+            continue
+        metric = "accuracy" if "accuracy" in found[CONTROL][0] else "loss"
+        panel = f"{task}, {steps} steps"
+        labels[panel] = f"{metric} minus that of {CONTROL}"
+        print(f"\n{panel}: {metric} of seeds {SEEDS}, minus {CONTROL}")
+        for name, mine in sorted(found.items(), key=lambda item: -mean_of(item[1])):
+            values = [r.get(metric, math.nan) for r in mine]
+            pairs = [v - c[metric] for v, c in zip(values, found[CONTROL], strict=True)]
+            gap = estimate(pairs)
+            width = gap.half_width or 0.0
+            panels.setdefault(panel, {})[name] = pairs
+            intervals.setdefault(panel, {})[name] = (gap.mean, width)
+            at = " ".join(f"{k} {v:g}" for k, v in mine[0]["point"].items())
+            mean, numbers = statistics.fmean(values), mine[0]["state_per_parameter"]
+            print(
+                f"{name:<30}{mean:.4f} {gap.mean:+.4f} ± {width:.4f}  "
+                f"{numbers:.2f} numbers/parameter  {at}"
+            )
+        print(f"deviation of a difference over seeds: {noise(found):.4f}")
+    if panels:
+        paths = [folder / f"differences.{suffix}" for suffix in ("png", "svg")]
+        plot_differences(panels, intervals, labels, paths)
+
+
+def mean_of(rows: list[dict[str, Any]]) -> float:
+    """Return the mean goodness."""
+    return statistics.fmean(goodness(r)[0] for r in rows)
+
+
+def noise(found: dict[str, list[dict[str, Any]]]) -> float:
+    """Return the pooled deviation over seeds of the difference of two candidates."""
+    control = [goodness(r)[0] for r in found[CONTROL]]
+    variances = [
+        statistics.variance(
+            [goodness(r)[0] - c for r, c in zip(mine, control, strict=True)]
+        )
+        for name, mine in found.items()
+        if name != CONTROL
+    ]
+    return math.sqrt(statistics.fmean(variances)) if variances else math.nan
+
+
+def main() -> None:
+    """Run the study."""
+    stages = (*SETTINGS, "long")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stages", nargs="*", default=stages, choices=stages)
+    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    for stage in options.stages:
+        with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
+            jobs = [pool.submit(*call) for call in jobs_of(stage, options.out)]
+            for job in as_completed(jobs):
+                job.result()
+    report(Rows(options.out).all(), options.out)
+
+
+if __name__ == "__main__":
+    main()
