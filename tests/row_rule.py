@@ -18,12 +18,14 @@ ROW_MEAN = Rule(
     measurement=Measurement(
         entries=torch.abs,
         axes=lambda shape: ("row",) if len(shape) > 1 else (),
-        num_gradients=3,
         scales=scales,
-    )
+    ),
+    num_gradients=3,
 )
 # A direction of the whole matrix: all rows get the matrix's largest row norm.
-ALONG = Rule(direction=lambda m, g, mu: m / m.norm(dim=1).max())
+ALONG = Rule(
+    direction=lambda stack: stack / stack.norm(dim=2).amax(dim=1)[:, None, None]
+)
 
 
 @contextlib.contextmanager

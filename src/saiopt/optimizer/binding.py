@@ -27,8 +27,16 @@ Groups = list[dict[str, Any]]
 States = MutableMapping[Any, Any]
 
 # Options on which a binding rests, and those that schedules change at every step.
-_FIXED = itemgetter("scaling", "foreach", "fused", "state_dtype", "stochastic_rounding")
-_CHANGING = itemgetter("momentum", "eps", "weight_decay", "maximize")
+_FIXED = itemgetter(
+    "scaling",
+    "calibration_steps",
+    "stacked",
+    "foreach",
+    "fused",
+    "state_dtype",
+    "stochastic_rounding",
+)
+_CHANGING = itemgetter("momentum", "eps", "weight_decay", "maximize", "lr_multiplier")
 Taken = list[tuple[Lane, Now]]
 
 
@@ -457,6 +465,6 @@ def _stage(
     preset = preset_of(scale)
     if preset is not None:
         return WAITING, preset
-    asked = rule_of(group["scaling"]).num_gradients
+    asked = options.num_gradients(group)
     measures = "num_measured" in entry and entry["num_measured"].item() < asked
     return (MEASURING if measures else RUNNING), 0.0

@@ -27,6 +27,8 @@ from saiopt.scaling import (
     sums_of,
 )
 
+from .options import num_gradients
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -168,7 +170,7 @@ def _measurement_of(candidate: Candidate) -> Measurement | None:
     if measurement is None or _is_empty(candidate.param):
         return None
     held = int(candidate.entry["num_measured"].item())
-    return measurement if held < measurement.num_gradients else None
+    return measurement if held < num_gradients(candidate.group) else None
 
 
 def _sums_here(candidate: Candidate, measurement: Measurement) -> dict[str, Tensor]:
@@ -200,7 +202,8 @@ def _finer(
     values = {f"{key}_sum": value for key, value in sums.items()}
     values["num_measured"] = torch.full_like(entry["num_measured"], count)
     values |= _checked(given, sums)
-    return Finding(not candidate.has_begun, values, count >= measurement.num_gradients)
+    is_fixed = count >= num_gradients(candidate.group)
+    return Finding(not candidate.has_begun, values, is_fixed)
 
 
 def _checked(given: Scales, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:

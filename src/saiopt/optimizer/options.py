@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from saiopt.distributed.fsdp1 import is_slice
+from saiopt.distributed.shards import is_sharded
 from saiopt.scaling import rule_of
 
 # By the names that groups keep: distributed checkpoints refuse a torch.dtype.
@@ -32,7 +34,9 @@ _TAKES_THEIR_PLACE = {
     "dampening": "momentum",
 }
 _P = ParamSpec("_P")
-_NUMBERS = {"lr", "momentum", "eps", "weight_decay"}
+_NUMBERS = {"lr", "momentum", "eps", "weight_decay", "lr_multiplier"}
+# Options that a group may have and the constructor has not.
+OF_GROUPS: dict[str, Any] = {"lr_multiplier": 1.0, "stacked": False}
 
 
 def normalised(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -72,6 +76,8 @@ def check(options: Mapping[str, Any], *, reads: bool = True) -> None:
     _check_number("eps", options["eps"])
     _check_number("weight_decay", options["weight_decay"])
     check_names(options)
+    _check_multiplier(options.get("lr_multiplier", 1.0))
+    _check_flag("stacked", options.get("stacked", False), optional=False)
     _check_flag("maximize", options["maximize"], optional=False)
     for name in ("foreach", "fused", "stochastic_rounding"):
         _check_flag(name, options[name], optional=True)
@@ -86,15 +92,47 @@ def check_names(options: Mapping[str, Any]) -> None:
         options: the group's options by name.
 
     Raises:
-        ValueError: there is no such scaling or state dtype.
+        TypeError: `calibration_steps` is no whole number.
+        ValueError: there is no such scaling or state dtype, or the scaling does not
+            measure so many gradients.
     """
-    rule_of(options["scaling"])
+    _check_calibration(options)
     if options["state_dtype"] not in (None, *STATE_DTYPES):
         raise ValueError(
             "state_dtype must be None, torch.float32, torch.bfloat16, torch.int8 (or "
             "their names) or 'int4', "
             f"got {options['state_dtype']!r}"
         )
+
+
+def _check_calibration(options: Mapping[str, Any]) -> None:
+    rule, steps = rule_of(options["scaling"]), options["calibration_steps"]
+    if steps is None:
+        return
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise TypeError(f"calibration_steps must be a whole number, got {steps!r}")
+    if steps < 1:
+        raise ValueError(f"calibration_steps must be at least 1, got {steps}")
+    if rule.measurement is None and rule.num_gradients == 1 < steps:
+        raise ValueError(
+            "calibration_steps must be None or 1 for a scaling that is measured at one "
+            f"gradient, got {steps} for {options['scaling']!r}"
+        )
+
+
+def num_gradients(options: Mapping[str, Any]) -> int:
+    """Return how many usable gradients a block measures.
+
+    Args:
+        options: its group's options by name.
+
+    Returns:
+        K; 0 where the rule measures none.
+    """
+    rule = rule_of(options["scaling"])
+    if rule.measurement is None or options["calibration_steps"] is None:
+        return rule.num_gradients
+    return options["calibration_steps"]
 
 
 def refuse_unknown(init: Callable[_P, None]) -> Callable[_P, None]:
@@ -160,9 +198,11 @@ def check_trained(param: Tensor, options: Mapping[str, Any], name: str) -> None:
         name: what to call it.
 
     Raises:
+        RuntimeError: the scaling is of whole matrices, and the parameter is cut.
         TypeError: the parameter is complex, sparse, or of a dtype that cannot be
             trained.
-        ValueError: `stochastic_rounding` is True for one of float16.
+        ValueError: `stochastic_rounding` is True for one of float16, or the scaling is
+            of matrices, and the parameter is none.
     """
     if param.layout != torch.strided or param.dtype not in _PARAM_DTYPES:
         way = "leave it out, or freeze it"
@@ -178,6 +218,30 @@ def check_trained(param: Tensor, options: Mapping[str, Any], name: str) -> None:
         raise ValueError(
             "stochastic_rounding must be None or False for float16 parameters, got "
             f"True for {name}"
+        )
+    _check_matrix(param, options, name)
+
+
+def _check_matrix(param: Tensor, options: Mapping[str, Any], name: str) -> None:
+    """Check that a direction of whole matrices can be found for a parameter."""
+    scaling, stacked = options["scaling"], options.get("stacked", False)
+    if stacked and param.dim() < 3:
+        raise ValueError(
+            "stacked must be False for parameters of fewer than three dimensions, got "
+            f"True for {name} of shape {tuple(param.shape)}"
+        )
+    if rule_of(scaling).direction is None:
+        return
+    if is_sharded(param) or is_slice(param):
+        raise RuntimeError(
+            f"scaling must not be {scaling!r} for a parameter that is spread over "
+            f"ranks, of which none has the whole matrix, got {name}"
+        )
+    if param.dim() < 2:
+        raise ValueError(
+            f"scaling must not be {scaling!r} for parameters of fewer than two "
+            f"dimensions, got {name} of shape {tuple(param.shape)}: "
+            "saiopt.orthogonal_groups chooses for every parameter"
         )
 
 
@@ -261,6 +325,12 @@ def _check_number(name: str, value: object, below: float = math.inf) -> None:
     if not 0 <= value < below:
         rule = "finite and >= 0" if below == math.inf else f"in [0, {below})"
         raise ValueError(f"{name} must be {rule}, got {value}")
+
+
+def _check_multiplier(value: object) -> None:
+    _check_number("lr_multiplier", value)
+    if value == 0:
+        raise ValueError(f"lr_multiplier must be above 0, got {value}: freeze instead")
 
 
 def _check_flag(name: str, value: object, *, optional: bool) -> None:

@@ -70,8 +70,14 @@ class SGDSaI(Optimizer):
         weight_decay: λ >= 0, decoupled.
         scaling: `"gsnr"`, `"gsnr_max"` (divided by the largest g-SNR of all blocks at
             the first calibration, the paper's Algorithm 1, for which all ranks are
-            asked in every step until then), `"sqrt_numel"` (√n), `"none"` (1), or a
-            callable from :class:`saiopt.Moments` to one scale per block.
+            asked in every step until then), `"sqrt_numel"` (√n), `"none"` (1),
+            `"factored"` (one scale per row and column, measured over the first
+            gradients, :func:`saiopt.scaling.factored`), `"orthogonal"` (the
+            momentum's orthogonal factor, :func:`saiopt.scaling.orthogonal`; lr in
+            AdamW's units), or a callable from :class:`saiopt.Moments` to one scale per
+            block.
+        calibration_steps: K >= 1, the usable gradients that `"factored"` measures, as
+            many as the learning rate warms up or more; None for 100.
         maximize: step along the gradient.
         foreach: whether to update lists of tensors together. None chooses.
         fused: whether to use a fused kernel. None chooses.
@@ -121,6 +127,7 @@ class SGDSaI(Optimizer):
         weight_decay: float = 1e-2,
         *,
         scaling: Scaling = "gsnr",
+        calibration_steps: int | None = None,
         maximize: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
@@ -133,6 +140,7 @@ class SGDSaI(Optimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "scaling": scaling,
+            "calibration_steps": calibration_steps,
             "maximize": maximize,
             "foreach": foreach,
             "fused": fused,
@@ -155,7 +163,7 @@ class SGDSaI(Optimizer):
             TypeError: an option or a parameter is of the wrong kind.
             ValueError: an option is out of its range.
         """
-        param_group = options.normalised(param_group)
+        param_group = {**options.OF_GROUPS, **options.normalised(param_group)}
         given = {**self.defaults, **param_group}
         options.check(given, reads=_has_value(given["lr"]))
         super().add_param_group(param_group)

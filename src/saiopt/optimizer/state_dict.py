@@ -276,6 +276,10 @@ def _made(key: str, value: float, param: Tensor) -> Tensor:
     return torch.zeros_like(param, dtype=_MOMENTUM_DTYPES[int(value)])
 
 
+# Options that version 0.1 did not have.
+_LATER = {**options.OF_GROUPS, "calibration_steps": None}
+
+
 def fill_in(
     groups: Sequence[dict[str, Any]],
     held: Sequence[Mapping[str, Any]],
@@ -298,7 +302,7 @@ def fill_in(
         ValueError: an option is out of its range.
     """
     for group, old in zip(groups, held or [defaults] * len(groups), strict=True):
-        for key, value in old.items():
+        for key, value in {**_LATER, **old}.items():
             group.setdefault(key, value)
         if group["scaling"] == A_CALLABLE:
             group["scaling"] = old["scaling"]

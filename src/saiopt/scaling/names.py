@@ -8,8 +8,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from .factored import FACTORED
 from .gsnr import GSNR, GSNR_MAX
 from .moments import Moments
+from .orthogonal import ORTHOGONAL
 from .rule import Rule
 from .unmeasured import NONE, SQRT_NUMEL
 
@@ -18,6 +20,8 @@ RULES: dict[str, Rule] = {
     "gsnr_max": GSNR_MAX,
     "sqrt_numel": SQRT_NUMEL,
     "none": NONE,
+    "factored": FACTORED,
+    "orthogonal": ORTHOGONAL,
 }
 # Aliases are types, not strings: typed command lines read them.
 Scaling: TypeAlias = str | Callable[[Moments], Tensor]
@@ -63,7 +67,7 @@ def scales(scaling: Scaling, moments: Moments, eps: float) -> Tensor:
         ValueError: see :func:`rule_of`, or the rule gives finer scales.
     """
     rule = rule_of(scaling)
-    if rule.scales is None:
+    if rule.scales is None or rule.direction is not None:
         raise ValueError(
             f"scaling must be a rule with one scale per block, got {scaling!r}"
         )

@@ -77,14 +77,12 @@ class Measurement:
         entries: f, elementwise, from a float64 chunk of a gradient.
         axes: from the shape of a parameter to the axes along which sums and scales
             differ; the same for the whole parameter and its shards.
-        num_gradients: K >= 1, the usable gradients that are measured. The scales follow
-            from what was measured so far, and stay after the K-th.
         scales: from the sums to positive and finite scales, with those of the axes.
+            They follow from what was measured so far, and stay after the last gradient.
     """
 
     entries: Callable[[Tensor], Tensor]
     axes: Callable[[Sequence[int]], tuple[Axis, ...]]
-    num_gradients: int
     scales: Callable[[Sums], Scales]
 
 
@@ -96,22 +94,21 @@ class Rule:
         scales: from the moments of blocks and ε to one scale for each block, float64,
             shape (num_blocks,). Not asked where there is a measurement.
         measurement: what finer scales need.
-        direction: from the momentum, the gradient (both float32 or float64, shape
-            (rows, columns), of whole blocks) and μ to the direction of the same shape,
-            which takes the momentum's place in the update. None: the momentum itself.
+        direction: from a stack of matrices μ m + (1-μ) g, shape (matrices, rows,
+            columns), float32 or float64, which it may overwrite, to the directions of
+            the same shape, each of which follows from its own matrix alone. They take
+            the momentum's place in the update. None: the momentum itself.
         needs_all_blocks: whether the scales are divided by the largest of all blocks
             at the first calibration.
+        num_gradients: K, how many usable gradients are measured: 0 where none is, and
+            where there is a measurement what serves if `calibration_steps` is None.
     """
 
     scales: Callable[[Moments, float], Tensor] | None = None
     measurement: Measurement | None = None
-    direction: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    direction: Callable[[Tensor], Tensor] | None = None
     needs_all_blocks: bool = False
-
-    @property
-    def num_gradients(self) -> int:
-        """Return K, how many usable gradients are measured."""
-        return 1 if self.measurement is None else self.measurement.num_gradients
+    num_gradients: int = 1
 
     def axes(self, shape: Sequence[int]) -> tuple[Axis, ...]:
         """Return the axes along which the scales of a parameter differ."""

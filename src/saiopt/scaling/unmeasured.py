@@ -6,5 +6,5 @@ import torch
 
 from .rule import Rule
 
-SQRT_NUMEL = Rule(lambda moments, _: moments.numel.sqrt())
-NONE = Rule(lambda moments, _: torch.ones_like(moments.numel))
+SQRT_NUMEL = Rule(lambda moments, _: moments.numel.sqrt(), num_gradients=0)
+NONE = Rule(lambda moments, _: torch.ones_like(moments.numel), num_gradients=0)

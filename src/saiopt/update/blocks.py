@@ -57,7 +57,7 @@ class Block(NamedTuple):
         return self.pitch is None or self.pitch == self.shape[1]
 
 
-Direction = Callable[[Tensor, Tensor, float], Tensor]
+Direction = Callable[[Tensor], Tensor]
 
 
 class Coefficients(NamedTuple):
@@ -69,14 +69,19 @@ class Coefficients(NamedTuple):
             how a block's first step starts its moving average.
         weight_decay: λ >= 0, decoupled.
         maximize: step along the gradient instead of against it.
+        lr_multiplier: factor on η in the step, not in the decay.
         direction: :attr:`saiopt.scaling.Rule.direction`, None for the momentum itself.
+        stacked: whether the first dimension of a block counts matrices, each with a
+            direction of its own.
     """
 
     lr: float | Tensor
     momentum: float
     weight_decay: float
     maximize: bool
+    lr_multiplier: float = 1.0
     direction: Direction | None = None
+    stacked: bool = False
 
     @classmethod
     def of(
@@ -102,7 +107,9 @@ class Coefficients(NamedTuple):
             momentum=0.0 if starting else float(group["momentum"]),
             weight_decay=float(group["weight_decay"]),
             maximize=group["maximize"],
+            lr_multiplier=float(group["lr_multiplier"]),
             direction=direction,
+            stacked=group["stacked"],
         )
 
     @property
@@ -111,9 +118,9 @@ class Coefficients(NamedTuple):
         return 1 - self.lr * self.weight_decay
 
     @property
-    def sign(self) -> int:
-        """Return the sign of the step along the momentum."""
-        return 1 if self.maximize else -1
+    def signed_multiplier(self) -> float:
+        """Return what η s is multiplied by in the step."""
+        return self.lr_multiplier if self.maximize else -self.lr_multiplier
 
 
 def _at_least_float32(lr: float | Tensor) -> float | Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from saiopt.low_bit import SHIPPED, code_of
 
-from . import library, reference
+from . import along, library, reference
 from .blocks import Block, Coefficients
 
 # As kernel.c numbers them.
@@ -232,8 +232,7 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     """Apply the rule to all blocks in one call.
 
     Blocks that the kernel does not know go through :mod:`saiopt.update.reference`, and
-    so do directions of whole matrices, and everything under torch.compile, which
-    cannot follow a call by address.
+    so does everything under torch.compile, which cannot follow a call by address.
 
     Args:
         blocks: the tensors; parameters and momentum buffers change in place.
@@ -242,7 +241,10 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     Raises:
         RuntimeError: there is no kernel.
     """
-    if torch.compiler.is_compiling() or coefficients.direction is not None:
+    if coefficients.direction is not None:
+        along.update(blocks, coefficients, coefficients.direction, update)
+        return
+    if torch.compiler.is_compiling():
         reference.update(blocks, coefficients)
         return
     known, others = [], []
@@ -319,7 +321,7 @@ def _rule(coefficients: Coefficients) -> _Rule:
     return _Rule(
         weight - 1 if from_grad else weight,
         1 - lr * coefficients.weight_decay,
-        coefficients.sign * lr,
+        coefficients.signed_multiplier * lr,
         from_grad,
         coefficients.momentum == 0,
     )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from . import reference
+from . import along, reference
 from .blocks import Block, Coefficients
 
 
@@ -19,15 +19,14 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     """Apply the rule to all blocks of a device and dtype together.
 
     Blocks whose storage is not their arithmetic, whose float32 copies must be of
-    bounded size, and finer scales and directions go through
-    :mod:`saiopt.update.reference`.
+    bounded size, and finer scales go through :mod:`saiopt.update.reference`.
 
     Args:
         blocks: the tensors; parameters and momentum buffers change in place.
         coefficients: the numbers that the blocks share.
     """
     if coefficients.direction is not None:
-        reference.update(blocks, coefficients)
+        along.update(blocks, coefficients, coefficients.direction, update)
         return
     lists: dict[tuple[object, ...], list[Block]] = defaultdict(list)
     for block in blocks:
@@ -51,4 +50,6 @@ def _apply(blocks: Sequence[Block], coefficients: Coefficients) -> None:
         torch._foreach_mul_(params, coefficients.shrink)
     scales = [b.scale.to(b.param.dtype) for b in blocks]
     step_sizes = torch._foreach_mul(scales, coefficients.lr)
-    torch._foreach_addcmul_(params, moved or grads, step_sizes, value=coefficients.sign)
+    torch._foreach_addcmul_(
+        params, moved or grads, step_sizes, value=coefficients.signed_multiplier
+    )

@@ -1,7 +1,9 @@
 """The update rule, written once and plainly: the specification of every execution.
 
     m = μ m + (1-μ) g
-    θ = (1 - ηλ) θ ;  θ = θ - η s ⊙ d        d = m, or a direction of the whole matrix
+    θ = (1 - ηλ) θ ;  θ = θ - η s ⊙ d
+
+where d = m, or a direction of the whole matrix μ m + (1-μ) g, rounded to θ's dtype.
 
 A float32 block takes three passes over memory, 32 bytes per entry: m and g are read and
 m written, θ is read and written, then θ and m are read and θ written.
@@ -130,14 +132,14 @@ def _apply(
         grad = average([buffer], [grad], coefficients)[0]
     if coefficients.weight_decay != 0:
         param.mul_(coefficients.shrink)
-    param.addcmul_(grad, step_size, value=coefficients.sign)
+    param.addcmul_(grad, step_size, value=coefficients.signed_multiplier)
 
 
 def _step_size(
     block: Block, coefficients: Coefficients, tile: Tile | None = None
 ) -> Tensor:
     """Return η s: 0-d, or broadcasting against a tile of the parameter."""
-    dtype = _arithmetic_dtype(block.param)
+    dtype = arithmetic_dtype(block.param)
     step_size = coefficients.lr * block.scale.to(dtype)
     shape = block.shape if tile and tile.splits_rows else block.param.shape
     if block.row_scale is not None:
@@ -157,7 +159,7 @@ def _apply_through_copies(block: Block, coefficients: Coefficients) -> None:
 
     The parameter moves by the momentum before that is rounded.
     """
-    dtype = _arithmetic_dtype(block.param)
+    dtype = arithmetic_dtype(block.param)
     tensors = [block.param, block.grad]
     if block.momentum_buffer is not None and block.momentum_scale is None:
         tensors.append(block.momentum_buffer)
@@ -187,30 +189,62 @@ def _apply_along(
     """
     if block.param.numel() == 0:
         return
-    dtype = _arithmetic_dtype(block.param)
-    rows, cols = block.shape
-    whole = Tile(slice(0, rows), slice(0, cols), splits_rows=False)
-    grad = block.grad.to(dtype)
-    momentum = _read_momentum(block, whole, grad)
-    if momentum is None:
-        momentum = grad
-    else:
-        average([momentum], [grad], coefficients)
-    along = direction(
-        momentum.reshape(rows, cols), grad.reshape(rows, cols), coefficients.momentum
-    ).view(block.param.shape)
-    values = block.param.to(dtype, copy=True)
+    shape = matrices(block.param.shape, stacked=coefficients.stacked)
+    along = direction(look_ahead(block, coefficients).reshape(shape))
+    values = block.param.to(arithmetic_dtype(block.param), copy=True)
     if coefficients.weight_decay != 0:
         values.mul_(coefficients.shrink)
-    step_size = _step_size(block, coefficients)
-    values.addcmul_(along, step_size, value=coefficients.sign)
-    noise = _noise(block, whole, values)
-    _write_momentum(block, whole, momentum, noise)
-    _store(block.param, values, noise)
+    values.addcmul_(
+        along.view(block.param.shape).to(block.param.dtype).to(values.dtype),
+        _step_size(block, coefficients),
+        value=coefficients.signed_multiplier,
+    )
+    _store(block.param, values, _noise(block, _whole(block), values))
 
 
-def _arithmetic_dtype(param: Tensor) -> torch.dtype:
+def look_ahead(block: Block, coefficients: Coefficients) -> Tensor:
+    """Apply m = μ m + (1-μ) g, and return μ m + (1-μ) g of that m before it is rounded.
+
+    Args:
+        block: the tensors; only the momentum buffer changes.
+        coefficients: the numbers that the blocks share.
+
+    Returns:
+        A new tensor of the parameter's shape, float32 or float64; g where μ = 0.
+    """
+    grad = block.grad.to(arithmetic_dtype(block.param), copy=True)
+    momentum = _read_momentum(block, _whole(block), grad)
+    if momentum is None:
+        return grad
+    average([momentum], [grad], coefficients)
+    noise = _noise(block, _whole(block), momentum)
+    _write_momentum(block, _whole(block), momentum, noise)
+    return grad.lerp_(momentum, coefficients.momentum)
+
+
+def matrices(shape: Sequence[int], *, stacked: bool) -> tuple[int, int, int]:
+    """Return how many matrices a block is, and their rows and columns.
+
+    Args:
+        shape: of the parameter.
+        stacked: whether its first dimension counts them.
+
+    Returns:
+        (matrices, rows, columns).
+    """
+    if stacked:
+        return (shape[0], *matrix_shape(shape[1:]))
+    return (1, *matrix_shape(shape))
+
+
+def arithmetic_dtype(param: Tensor) -> torch.dtype:
+    """Return the dtype in which a parameter's steps are computed."""
     return torch.float64 if param.dtype == torch.float64 else torch.float32
+
+
+def _whole(block: Block) -> Tile:
+    rows, cols = block.shape
+    return Tile(slice(0, rows), slice(0, cols), splits_rows=False)
 
 
 def _read_momentum(block: Block, tile: Tile, like: Tensor) -> Tensor | None:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from saiopt.low_bit import SHIPPED, code_of
 
-from . import foreach, reference
+from . import along, foreach, reference
 from .blocks import Block, Coefficients
 from .triton_kernel import GROUP, Row, update_kernel
 
@@ -306,9 +306,9 @@ def unavailable(param: Tensor) -> str:
 def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     """Apply the rule to all blocks, with one launch for each kind of them.
 
-    Blocks that the kernel does not know go through :mod:`saiopt.update.reference`, and
-    so do directions of whole matrices. Everything under torch.compile goes through
-    :mod:`saiopt.update.foreach`, since tracing cannot follow addresses.
+    Blocks that the kernel does not know go through :mod:`saiopt.update.reference`.
+    Everything under torch.compile goes through :mod:`saiopt.update.foreach`, since
+    tracing cannot follow addresses.
 
     Args:
         blocks: the tensors; parameters and momentum buffers change in place.
@@ -318,7 +318,7 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
         foreach.update(blocks, coefficients)
         return
     if coefficients.direction is not None:
-        reference.update(blocks, coefficients)
+        along.update(blocks, coefficients, coefficients.direction, update)
         return
     known, others = [], []
     for block in blocks:
@@ -379,7 +379,7 @@ def arguments(kind: Kind, coefficients: Coefficients) -> dict[str, object]:
         "weight_decay": float(coefficients.weight_decay),
         # As torch.lerp, from the nearer end, so that the result lies between both.
         "weight": float(weight - 1 if weight >= 0.5 else weight),
-        "sign": float(coefficients.sign),
+        "multiplier": coefficients.signed_multiplier,
         "DTYPE": _DTYPES[kind.dtype],
         "MOMENTUM": None if kind.momentum is None else _DTYPES[kind.momentum],
         "BITS": 0 if kind.momentum not in SHIPPED else SHIPPED[kind.momentum].bits,

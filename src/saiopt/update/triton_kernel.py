@@ -263,7 +263,7 @@ def update_kernel(
     lr,
     weight_decay,
     weight,
-    sign,
+    multiplier,
     DTYPE: tl.constexpr,
     MOMENTUM: tl.constexpr,
     BITS: tl.constexpr,
@@ -284,7 +284,7 @@ def update_kernel(
         weight_decay: λ.
         weight: of g - m in the new m, which is m + weight (g - m) where it is positive,
             g + weight (g - m) where it is negative, and g where it is 0.
-        sign: of the step.
+        multiplier: of η s in the step, with its sign.
         DTYPE: of θ and g.
         MOMENTUM: dtype of m or of what holds its codes, None without momentum.
         BITS: of a code, 0 where m is not coded.
@@ -359,7 +359,7 @@ def update_kernel(
 
     if LR_ON_DEVICE:
         lr = tl.load(lr).to(tl.float32)
-    step = sign * (lr * tl.load(_pointer(row, SCALE, tl.float32, False)))
+    step = multiplier * (lr * tl.load(_pointer(row, SCALE, tl.float32, False)))
     step = _step_size(row, step, line, column, held, mask, LAYOUT, ALIGNED)
     param = tl.fma(momentum, step, param * (1.0 - lr * weight_decay))
     _store(params, param, noise & 0xFFFF, mask, DTYPE, STOCHASTIC)

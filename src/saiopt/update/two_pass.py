@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import torch
 
-from . import reference
+from . import along, reference
 from .blocks import Block, Coefficients
 
 
@@ -22,15 +22,17 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
     """Apply the rule to every block, one after the other.
 
     Blocks whose storage is not their arithmetic, whose tensors are not contiguous, or
-    whose scale varies within them go through :mod:`saiopt.update.reference`, and so
-    do directions of whole matrices; under torch.compile everything does, since the
-    scales are read on the host.
+    whose scale varies within them go through :mod:`saiopt.update.reference`; under
+    torch.compile everything does, since the scales are read on the host.
 
     Args:
         blocks: the tensors on a CPU; parameters and momentum buffers change in place.
         coefficients: the numbers that the blocks share.
     """
-    if torch.compiler.is_compiling() or coefficients.direction is not None:
+    if coefficients.direction is not None:
+        along.update(blocks, coefficients, coefficients.direction, update)
+        return
+    if torch.compiler.is_compiling():
         reference.update(blocks, coefficients)
         return
     lr = float(coefficients.lr)
@@ -53,6 +55,7 @@ def _apply(block: Block, scale: float, lr: float, coefficients: Coefficients) ->
     if block.momentum_buffer is not None:
         momentum = block.momentum_buffer
         reference.average([momentum], [block.grad], coefficients)
+    scale *= coefficients.lr_multiplier
     torch._fused_sgd_(
         [block.param],
         [momentum],
