@@ -21,7 +21,8 @@ OPTIONS = {
     "maximize": {"maximize": True, "weight_decay": 0.0},
     "gsnr_max": {"scaling": "gsnr_max"},
     "rows": {"scaling": "row_mean"},
-    "along": {"scaling": "along"},
+    "orthogonal": {"scaling": "orthogonal"},
+    "factored": {"scaling": "factored", "calibration_steps": 2},
 }
 EVERY_OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 # A mode of fake tensors takes no other ones.
@@ -41,6 +42,9 @@ def _rules():
 def net(dtype=torch.float32, **options):
     torch.manual_seed(0)
     model = nn.Linear(64, 96, dtype=dtype)
+    if options.get("scaling") == "orthogonal":
+        weight, bias = ({"params": [p]} for p in model.parameters())
+        return model, SGDSaI([weight, {**bias, "scaling": "none"}], **options)
     return model, SGDSaI(model.parameters(), **options)
 
 

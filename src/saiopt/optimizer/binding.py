@@ -73,7 +73,7 @@ class Binding:
         self._groups = groups
         for group in groups:
             group.update(options.normalised(group))
-            options.check(group, reads=_is_on_host(group["lr"]))
+            options.check_group(group, reads=_is_on_host(group["lr"]))
         self._options = list(map(_Options, groups))
         self._ids = [list(map(id, g["params"])) for g in groups]
         self._live = [
@@ -356,7 +356,7 @@ class _Options:
         changing = _CHANGING(group)
         if not _are_same(changing, self._changing):
             group.update(options.normalised(group))
-            options.check(group, reads=False)
+            options.check_group(group, reads=False)
             kept, self._changing = self._changing, _CHANGING(group)
             # Whether there is a momentum decides what a state consists of.
             return (kept[0] == 0) == (self._changing[0] == 0)

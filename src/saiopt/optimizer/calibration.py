@@ -187,8 +187,11 @@ def _finer(
     candidate: Candidate, measurement: Measurement, parts: Mapping[str, Tensor]
 ) -> Finding:
     entry = candidate.entry
-    held = {key: local_entries(entry[f"{key}_sum"]) for key in parts}
-    sums = {key: held[key] + part.to(torch.float32) for key, part in parts.items()}
+    before = entry["block_sum"]
+    sums = {"block": before + parts["block"]}
+    for axis in parts.keys() - {"block"}:
+        share = local_entries(entry[f"{axis}_share"])
+        sums[axis] = share * before + parts[axis]
     count = int(entry["num_measured"].item()) + 1
     given = measurement.scales(
         Sums(
@@ -199,7 +202,8 @@ def _finer(
             count,
         )
     )
-    values = {f"{key}_sum": value for key, value in sums.items()}
+    values = {f"{k}_share": s / sums["block"] for k, s in sums.items() if k != "block"}
+    values["block_sum"] = sums["block"]
     values["num_measured"] = torch.full_like(entry["num_measured"], count)
     values |= _checked(given, sums)
     is_fixed = count >= num_gradients(candidate.group)

@@ -93,9 +93,9 @@ def check_names(options: Mapping[str, Any]) -> None:
 
     Raises:
         TypeError: `calibration_steps` is no whole number.
-        ValueError: there is no such scaling or state dtype, or the scaling does not
-            measure so many gradients.
+        ValueError: there is no such scaling or state dtype, or no such number.
     """
+    rule_of(options["scaling"])
     _check_calibration(options)
     if options["state_dtype"] not in (None, *STATE_DTYPES):
         raise ValueError(
@@ -106,13 +106,29 @@ def check_names(options: Mapping[str, Any]) -> None:
 
 
 def _check_calibration(options: Mapping[str, Any]) -> None:
-    rule, steps = rule_of(options["scaling"]), options["calibration_steps"]
+    steps = options["calibration_steps"]
     if steps is None:
         return
     if isinstance(steps, bool) or not isinstance(steps, int):
         raise TypeError(f"calibration_steps must be a whole number, got {steps!r}")
     if steps < 1:
         raise ValueError(f"calibration_steps must be at least 1, got {steps}")
+
+
+def check_group(options: Mapping[str, Any], *, reads: bool = True) -> None:
+    """Check the options of a param group, those too that the defaults give it.
+
+    Args:
+        options: the group's options by name.
+        reads: as in :func:`check`.
+
+    Raises:
+        TypeError: an option is of the wrong kind.
+        ValueError: an option is out of its range, or the scaling does not measure as
+            many gradients as it is asked to.
+    """
+    check(options, reads=reads)
+    rule, steps = rule_of(options["scaling"]), options["calibration_steps"] or 1
     if rule.measurement is None and rule.num_gradients == 1 < steps:
         raise ValueError(
             "calibration_steps must be None or 1 for a scaling that is measured at one "

@@ -165,7 +165,7 @@ class SGDSaI(Optimizer):
         """
         param_group = {**options.OF_GROUPS, **options.normalised(param_group)}
         given = {**self.defaults, **param_group}
-        options.check(given, reads=_has_value(given["lr"]))
+        options.check_group(given, reads=_has_value(given["lr"]))
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:

@@ -15,9 +15,11 @@
 ``row_scale``, ``column_scale``
     float32 of shape (rows,) and (columns,), factors on the scale; present where the
     scaling rule has such axes.
-``num_measured``, ``block_sum``, ``row_sum``, ``column_sum``
-    How many gradients were measured, 0-d int32, and what was summed up of them, float32
-    of shape (), (rows,) and (columns,); present where the rule measures several.
+``num_measured``, ``block_sum``, ``row_share``, ``column_share``
+    How many gradients were measured, 0-d int32, what was summed up of them, 0-d
+    float64, since squares leave float32's range, and which shares of it are of which
+    rows and columns, float32 of shape (rows,) and (columns,); present where the rule
+    measures several.
 """
 
 from __future__ import annotations
@@ -49,7 +51,14 @@ _SMALLEST_CODED = 4096
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CODE_DTYPES = {"int8": torch.int8, "int4": torch.uint8}
 _AXES: tuple[Axis, ...] = ("row", "column")
-_OF_MEASURING = ("_sum", "num_measured", "row_scale", "column_scale")
+_OF_MEASURING = (
+    "num_measured",
+    "block_sum",
+    "row_share",
+    "column_share",
+    "row_scale",
+    "column_scale",
+)
 KEYS = (
     "scale",
     "momentum_buffer",
@@ -59,8 +68,8 @@ KEYS = (
     "column_scale",
     "num_measured",
     "block_sum",
-    "row_sum",
-    "column_sum",
+    "row_share",
+    "column_share",
 )
 
 
@@ -76,7 +85,7 @@ SCALARS = {
     "scale": _Form(_SCALAR, torch.float32),
     "rounding_seed": _Form(_SCALAR, torch.int32),
     "num_measured": _Form(_SCALAR, torch.int32),
-    "block_sum": _Form(_SCALAR, torch.float32),
+    "block_sum": _Form(_SCALAR, torch.float64),
 }
 
 
@@ -141,7 +150,7 @@ def obsolete(entry: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:
         return []
     if not is_concrete(entry["scale"]) or entry["scale"].item() > 0:
         return []
-    return [key for key in KEYS if key in entry and key.endswith(_OF_MEASURING)]
+    return [key for key in _OF_MEASURING if key in entry]
 
 
 def lacks_seed(
@@ -187,11 +196,11 @@ def _measured(param: Tensor, options: Mapping[str, Any]) -> dict[str, Tensor]:
         f"{axis}_{kind}": zero_vector(param, axis, torch.float32)
         for axis in _AXES
         if axis in axes
-        for kind in ("scale", "sum")
+        for kind in ("scale", "share")
     }
     return {
         "num_measured": _scalar(param, torch.int32),
-        "block_sum": _scalar(param, torch.float32),
+        "block_sum": _scalar(param, torch.float64),
         **zeros,
     }
 
@@ -392,7 +401,7 @@ def _forms(entry: Mapping[str, object], param: Tensor) -> dict[str, _Form]:
     if isinstance(buffer, Tensor):
         forms |= _momentum_forms(param, buffer.dtype)
     for axis, size in zip(_AXES, matrix_shape(param.shape), strict=True):
-        for key in (f"{axis}_scale", f"{axis}_sum"):
+        for key in (f"{axis}_scale", f"{axis}_share"):
             if key in entry:
                 forms[key] = _Form(torch.Size([size]), torch.float32)
     return forms

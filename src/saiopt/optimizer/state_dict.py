@@ -311,7 +311,7 @@ def fill_in(
             if old["state_dtype"] is not None:
                 kept["state_dtype"] = old["state_dtype"]
             group.update(options.normalised({**group, **kept}))
-            options.check(group, reads=False)
+            options.check_group(group, reads=False)
 
 
 def _own_keys(entry: Mapping[str, Any]) -> dict[str, Any]:

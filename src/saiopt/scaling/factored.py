@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -34,21 +36,20 @@ def factored(sums: Sums) -> Scales:
         relative to it.
 
     Example:
-        >>> squares = torch.tensor([[4.0, 4.0], [16.0, 16.0]])
+        >>> squares = torch.tensor([[1.0, 1.0], [4.0, 4.0]])
         >>> sums = Sums(squares.sum(), squares.sum(1), squares.sum(0), (2, 2), 1)
         >>> found = factored(sums)
-        >>> (found.block * found.row).tolist(), found.column.tolist()
-        ([0.5, 0.25], [1.0, 1.0])
+        >>> found.block * found.row, found.column
+        (tensor([1.0000, 0.5000]), tensor([1., 1.]))
 
     References:
         Shazeer and Stern (2018), "Adafactor", arXiv 1804.04235, section 3.
     """
     rows, cols = sums.shape
-    # Squares of tiny gradients are nothing in float32, while the gradients are not.
-    tiny = torch.finfo(torch.float32).tiny
-    mean = (sums.block / (rows * cols * sums.num_gradients)).clamp(min=tiny)
+    mean = sums.block / (rows * cols * sums.num_gradients)
     return Scales(
-        mean.rsqrt(),
+        # What the smallest numbers of float32 are scaled by is beyond its range.
+        mean.rsqrt().clamp(max=torch.finfo(torch.float32).max),
         _relative(sums.row, mean * (cols * sums.num_gradients)),
         _relative(sums.column, mean * (rows * sums.num_gradients)),
     )
@@ -59,8 +60,8 @@ def _relative(sums: Tensor | None, mean: Tensor) -> Tensor | None:
     return None if sums is None else (sums / mean).clamp(min=PHI**2).rsqrt()
 
 
-def _axes(shape: object) -> tuple[Axis, ...]:
-    return ("row", "column") if len(shape) > 1 else ()  # pyright: ignore[reportArgumentType]
+def _axes(shape: Sequence[int]) -> tuple[Axis, ...]:
+    return ("row", "column") if len(shape) > 1 else ()
 
 
 FACTORED = Rule(

@@ -42,17 +42,22 @@ def orthogonal(stack: Tensor) -> Tensor:
 def balance(stack: Tensor) -> Tensor:
     """Divide each row, then each column by its root mean square, in place.
 
+    In float32 norms must lie between 1e-16 and 1e19 to be divided out.
+
     Args:
         stack: shape (matrices, rows, columns); what is zero stays zero.
 
     Returns:
-        The stack, of matrices whose Frobenius norm is at most 1.
+        The stack, of matrices whose Frobenius norm is 1.
     """
-    tiny = torch.finfo(stack.dtype).tiny
-    for dim in (-1, -2):
-        norms = torch.linalg.vector_norm(stack, dim=dim, keepdim=True)
-        stack.div_(norms.clamp_(min=tiny))
-    return stack.mul_(stack.shape[-1] ** -0.5)
+    # Squares of what is smaller lose their digits: rows below it come out smaller.
+    least = math.sqrt(torch.finfo(stack.dtype).smallest_normal * 2**20)
+    norms = torch.linalg.vector_norm(stack, dim=-1, keepdim=True)
+    stack.div_(norms.clamp_(min=least))
+    norms = torch.linalg.vector_norm(stack, dim=-2, keepdim=True)
+    # Columns of norm 1 have a Frobenius norm of the root of their number.
+    count = (norms > 0).sum(dim=-1, keepdim=True, dtype=stack.dtype).clamp_(min=1)
+    return stack.div_(norms.clamp_(min=least).mul_(count.sqrt_()))
 
 
 def newton_schulz(stack: Tensor, size: float = 1.0) -> Tensor:
@@ -63,8 +68,7 @@ def newton_schulz(stack: Tensor, size: float = 1.0) -> Tensor:
     step less 2 r³, and two matrices of each shape are in memory beside the stack.
 
     Args:
-        stack: shape (matrices, rows, columns), of Frobenius norm at most 1, or a
-            little above.
+        stack: shape (matrices, rows, columns), of Frobenius norm 1 or less.
         size: of the singular values, times about [0.7, 1.2].
 
     Returns:

@@ -37,7 +37,7 @@ class Sums:
     """Hold what a rule has accumulated of one block.
 
     Args:
-        block: Σ f(g) over all entries and gradients, 0-d float32, of the whole block.
+        block: Σ f(g) over all entries and gradients, 0-d float64, of the whole block.
         row: the same for each row that lives here, shape (rows here,), complete over
             the ranks; None where the rule has no sums of rows.
         column: the same for each column that lives here.
