@@ -4,6 +4,8 @@ from .optimizer import (
     SGDSaI,
     decay_groups,
     get_scales,
+    orthogonal_groups,
+    parameter_roles,
     set_scales,
     step_in_backward,
 )
@@ -14,6 +16,8 @@ __all__ = [
     "SGDSaI",
     "decay_groups",
     "get_scales",
+    "orthogonal_groups",
+    "parameter_roles",
     "set_scales",
     "step_in_backward",
 ]

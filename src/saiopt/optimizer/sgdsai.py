@@ -153,6 +153,17 @@ class SGDSaI(Optimizer):
         super().__init__(params, defaults)
         tell_run_seed()
 
+    def __repr__(self) -> str:
+        lines = super().__repr__().splitlines()
+        # Of a large model they would hide the options.
+        text = "\n".join(x for x in lines if not x.startswith("    param_names: "))
+        for i, group in enumerate(self.param_groups):
+            params, heading = group["params"], f"Parameter Group {i}\n"
+            entries = sum(p.numel() for p in params)
+            held = f"    params: {len(params)} tensors, {entries} entries\n"
+            text = text.replace(heading, heading + held)
+        return text
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; its blocks calibrate by themselves.
 
