@@ -109,7 +109,7 @@ def _check_calibration(options: Mapping[str, Any]) -> None:
     steps = options["calibration_steps"]
     if steps is None:
         return
-    if isinstance(steps, bool) or not isinstance(steps, int):
+    if isinstance(steps, bool) or not isinstance(steps, (int, torch.SymInt)):
         raise TypeError(f"calibration_steps must be a whole number, got {steps!r}")
     if steps < 1:
         raise ValueError(f"calibration_steps must be at least 1, got {steps}")
