@@ -33,10 +33,11 @@ def orthogonal(stack: Tensor) -> Tensor:
         Jordan et al. (2024), "Muon: An optimizer for hidden layers in neural networks".
         Liu et al. (2025), "Muon is Scalable for LLM Training", arXiv 2502.16982, 2.2.
     """
-    balanced = balance(stack)
+    size = UPDATE_RMS * math.sqrt(max(stack.shape[-2:]))
+    stack = balance(stack)
     if stack.is_cuda and torch.cuda.is_bf16_supported():
-        balanced = balanced.to(torch.bfloat16)
-    return newton_schulz(balanced, UPDATE_RMS * math.sqrt(max(stack.shape[-2:])))
+        stack = stack.to(torch.bfloat16)
+    return newton_schulz(stack, size)
 
 
 def balance(stack: Tensor) -> Tensor:
@@ -63,9 +64,9 @@ def balance(stack: Tensor) -> Tensor:
 def newton_schulz(stack: Tensor, size: float = 1.0) -> Tensor:
     """Drive the singular values of matrices towards a common size.
 
-    X ← a X + (b G + c G²) X with G = X Xᵀ, five times, on the shorter side: four
-    products of a matrix of r rows and n >= r columns cost 4 r² (2 n + r) operations a
-    step less 2 r³, and two matrices of each shape are in memory beside the stack.
+    X ← a X + (b G + c G²) X with G = X Xᵀ, five times, on the shorter side: the three
+    products of a step cost 2 r² (2 n + r) operations for r rows and n >= r columns.
+    Beside the stack there is at most one more of its size, with one of G's.
 
     Args:
         stack: shape (matrices, rows, columns), of Frobenius norm 1 or less.
@@ -80,8 +81,10 @@ def newton_schulz(stack: Tensor, size: float = 1.0) -> Tensor:
         factor = size if step == NUM_STEPS - 1 else 1.0
         gram = stack @ stack.mT if is_wide else stack.mT @ stack
         series = torch.baddbmm(gram, gram, gram, beta=factor * b, alpha=factor * c)
+        del gram
         sides = (series, stack) if is_wide else (stack, series)
         stack = torch.baddbmm(stack, *sides, beta=factor * a)
+        del series, sides
     return stack
 
 
