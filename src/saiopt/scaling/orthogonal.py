@@ -66,10 +66,11 @@ def newton_schulz(stack: Tensor, size: float = 1.0) -> Tensor:
 
     X ← a X + (b G + c G²) X with G = X Xᵀ, five times, on the shorter side: the three
     products of a step cost 2 r² (2 n + r) operations for r rows and n >= r columns.
-    Beside the stack there is at most one more of its size, with one of G's.
+    Beside the stack there is one more of its size, and two of G's.
 
     Args:
-        stack: shape (matrices, rows, columns), of Frobenius norm 1 or less.
+        stack: shape (matrices, rows, columns), of Frobenius norm 1 or less,
+            overwritten.
         size: of the singular values, times about [0.7, 1.2].
 
     Returns:
@@ -77,14 +78,16 @@ def newton_schulz(stack: Tensor, size: float = 1.0) -> Tensor:
     """
     a, b, c = NEWTON_SCHULZ
     is_wide = stack.shape[-2] <= stack.shape[-1]
+    spare = torch.empty_like(stack)
     for step in range(NUM_STEPS):
         factor = size if step == NUM_STEPS - 1 else 1.0
         gram = stack @ stack.mT if is_wide else stack.mT @ stack
         series = torch.baddbmm(gram, gram, gram, beta=factor * b, alpha=factor * c)
         del gram
         sides = (series, stack) if is_wide else (stack, series)
-        stack = torch.baddbmm(stack, *sides, beta=factor * a)
+        torch.baddbmm(stack, *sides, beta=factor * a, out=spare)
         del series, sides
+        stack, spare = spare, stack
     return stack
 
 
