@@ -10,12 +10,13 @@ from itertools import product
 import torch
 from torch import nn
 
-from saiopt.low_bit import dequantize
+from saiopt.low_bit import dequantize, high_half, noise_bits
 from saiopt.optimizer import state
 from saiopt.scaling import matrix_shape
 from saiopt.update import (
     Block,
     Coefficients,
+    advance,
     cpu,
     foreach,
     library,
@@ -113,6 +114,7 @@ def make_block(shape, dtype, state_dtype, stochastic, *, seed=0, device="cpu"):
         held.get("momentum_scale"),
     )
     reference.update([block], Coefficients(0.0, 0.0, 0.0, maximize=False))
+    advance([block])
     return copy_of(block._replace(grad=grad), device)
 
 
@@ -129,8 +131,14 @@ def momentum_of(block):
     """The momentum that a block's state stands for, float32."""
     if block.momentum_scale is None:
         return block.momentum_buffer
-    _, cols = matrix_shape(block.param.shape)
-    return dequantize(block.momentum_buffer.flatten(1), block.momentum_scale, cols)
+    rows, cols = matrix_shape(block.param.shape)
+    noise = None
+    if block.rounding_seed is not None:
+        # The noise of the step that made the codes, which is not advanced yet.
+        bits = noise_bits(0, rows * cols, block.rounding_seed + 1)
+        noise = high_half(bits).view(rows, cols)
+    codes = block.momentum_buffer.flatten(1)
+    return dequantize(codes, block.momentum_scale, cols, noise)
 
 
 def assert_equal_blocks(block, expected, *, spacings=1):

@@ -5,6 +5,7 @@ from saiopt.low_bit import Code, dequantize, noise_bits, quantize, using
 
 CODES = [Code(8), Code(4), Code(8, companded=True), Code(4, companded=True)]
 EVERY_CODE = pytest.mark.parametrize("code", CODES, ids=str)
+EVERY_LINEAR_CODE = pytest.mark.parametrize("code", CODES[:2], ids=str)
 
 
 def stored_as(code):
@@ -14,7 +15,7 @@ def stored_as(code):
 def there_and_back(values, code, noise=None):
     with using(code):
         buffer, scale = quantize(values, stored_as(code), noise)
-        return dequantize(buffer, scale, values.shape[1]), scale.float()
+        return dequantize(buffer, scale, values.shape[1], noise), scale.float()
 
 
 def levels(code):
@@ -40,11 +41,14 @@ def test_the_error_is_at_most_half_the_step_between_two_codes(code, cols):
 
 
 @EVERY_CODE
-def test_values_on_the_grid_are_kept_whatever_the_noise(code):
+def test_values_on_the_grid_are_kept(code):
     signs = torch.tensor([1.0, -1.0]).repeat(16)
     row = levels(code).float()[torch.randint(code.max_code + 1, (20, 32))] * signs
     row[:, 0] = code.max_level
-    for noise in (None, random_noise(row), torch.full_like(row, 65535)):
+    noises = [None]
+    if code.companded:
+        noises += [random_noise(row), torch.full_like(row, 65535)]
+    for noise in noises:
         result, scale = there_and_back(row * 0.25, code, noise)
         assert torch.equal(scale, torch.full_like(scale, 0.25))
         torch.testing.assert_close(result, row * 0.25, rtol=0, atol=0)
@@ -58,17 +62,60 @@ def test_stochastic_rounding_is_right_in_the_mean(code):
     result, scale = there_and_back(many, code, every_noise)
     bound = 2 * code.max_code if code.companded else 1
     error = (result.double().mean(0) - values.double()[0]).abs()
-    assert (error <= 2**-11 * bound * scale[0]).all()
+    assert (error <= 2**-11 * bound * scale[0].abs()).all()
+
+
+@EVERY_LINEAR_CODE
+def test_the_error_of_dithered_codes_is_uniform_whatever_the_value(code):
+    values = torch.linspace(-1, 1, 32)[None]
+    every_noise = torch.arange(0, 2**16, 16, dtype=torch.int32)[:, None].expand(-1, 32)
+    result, scale = there_and_back(values.expand(2**12, 32), code, every_noise)
+    error = (result - values).double() / scale[0, 0].abs()
+    # Half a code and a step of the noise.
+    assert error.abs().max() <= 0.5002
+    torch.testing.assert_close(
+        error.square().mean(0), torch.full((32,), 1 / 12).double(), rtol=1e-3, atol=0
+    )
+
+
+@EVERY_LINEAR_CODE
+def test_codes_say_themselves_whether_they_are_dithered(code):
+    values = torch.randn(20, 77)
+    noise = random_noise(values)
+    with using(code):
+        plain = quantize(values, stored_as(code), None)
+        dithered = quantize(values, stored_as(code), noise)
+        assert torch.equal(dequantize(*plain, 77, noise), dequantize(*plain, 77))
+        found = dequantize(*dithered, 77, noise)
+        # Without the noise the error is that of half a code more.
+        means = dequantize(*dithered, 77)
+    assert (plain[1] > 0).all()
+    assert (dithered[1] < 0).all()
+    step = dithered[1].float().abs().repeat_interleave(32, 1)[:, :77]
+    assert ((found - values).abs() <= 0.5002 * step).all()
+    assert ((means - found).abs() <= 0.5002 * step).all()
+
+
+@EVERY_LINEAR_CODE
+def test_codes_of_zero_stand_for_zero_so_that_they_can_be_cleared(code):
+    values = torch.randn(3, 64)
+    values[0, ::3] = 0
+    noise = random_noise(values)
+    with using(code):
+        buffer, scale = quantize(values, stored_as(code), noise)
+        found = dequantize(buffer, scale, 64, noise)
+        assert torch.equal(found == 0, values == 0)
+        assert not dequantize(buffer.zero_(), scale, 64, noise).any()
 
 
 @EVERY_CODE
-@pytest.mark.parametrize("noisy", [False, True])
-def test_a_changed_sign_changes_only_the_sign(code, noisy):
+def test_a_changed_sign_changes_only_the_sign(code):
     values = torch.randn(40, 77)
-    noise = random_noise(values) if noisy else None
-    up, _ = there_and_back(values, code, noise)
-    down, _ = there_and_back(-values, code, noise)
-    assert torch.equal(up, -down)
+    noises = [None, random_noise(values)] if code.companded else [None]
+    for noise in noises:
+        up, _ = there_and_back(values, code, noise)
+        down, _ = there_and_back(-values, code, noise)
+        assert torch.equal(up, -down)
 
 
 @EVERY_CODE

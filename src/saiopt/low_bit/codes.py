@@ -6,6 +6,21 @@ scale is rounded up, so that no code overflows, and the codes refer to the round
 
     s = max |m| / L(C)          C the largest code
     m ≈ sign(c) L(|c|) s        L(c) = c, or c² for square-root companding
+
+Where results round stochastically, linear codes are dithered: noise u, uniform over
+[0, 1), is added before rounding and taken off again when the code is read::
+
+    c = ⌊m / s + u⌋             m ≈ (c - u + ½) s
+
+The error is then independent of m, zero in the mean and of variance s²/12, half of what
+rounding up with the probability of the rest has on average, and without the bias that
+rounding to nearest has where a momentum changes by less than half a code. u is a hash
+that whoever reads the code computes again. The scale of dithered codes is stored with
+its sign set, so that both kinds can be read. Of their 2C + 2 codes 0 stands for exactly
+0, and -C - 1 for what else would be code 0.
+
+References:
+    Roberts (1962), "Picture coding using pseudo-random noise": the subtractive dither.
 """
 
 from __future__ import annotations
@@ -102,13 +117,17 @@ def scale_shape(code: Code, rows: int, cols: int) -> tuple[int, int]:
     return rows, -(-cols // code.group_size)
 
 
-def dequantize(buffer: Tensor, scale: Tensor, cols: int) -> Tensor:
+def dequantize(
+    buffer: Tensor, scale: Tensor, cols: int, noise: Tensor | None = None
+) -> Tensor:
     """Return the values that codes and scales stand for.
 
     Args:
         buffer: int8 or packed uint8 codes, :func:`buffer_shape`.
-        scale: bfloat16, :func:`scale_shape`.
+        scale: bfloat16, :func:`scale_shape`; below 0 for dithered codes.
         cols: number of columns of the values.
+        noise: int32, shape (rows, cols): what dithered codes were made with. Without it
+            they stand for their means over all noise.
 
     Returns:
         float32, shape (rows, cols).
@@ -119,11 +138,16 @@ def dequantize(buffer: Tensor, scale: Tensor, cols: int) -> Tensor:
     """
     code = code_of(buffer.dtype)
     codes = buffer if code.bits == 8 else _unpack(buffer)[:, :cols]
+    scales = scale.to(torch.float32).repeat_interleave(code.group_size, dim=1)
+    scales = scales[:, :cols]
     levels = codes.to(torch.float32)
     if code.companded:
-        levels = levels * levels.abs()
-    scales = scale.to(torch.float32).repeat_interleave(code.group_size, dim=1)
-    return levels.mul_(scales[:, :cols])
+        return (levels * levels.abs()).mul_(scales)
+    dithered = (scales < 0) & (codes != 0)
+    levels.masked_fill_(dithered & (codes == -code.max_code - 1), 0.0)
+    if noise is not None:
+        levels += torch.where(dithered, 0.5 - noise * 2.0**-16, 0.0)
+    return levels.mul_(scales.abs())
 
 
 def quantize(
@@ -131,9 +155,10 @@ def quantize(
 ) -> tuple[Tensor, Tensor]:
     """Return the codes and scales that stand for values.
 
-    A magnitude between two levels goes to the upper one with probability
-    (magnitude - lower) / (upper - lower), or to the nearer one without noise. A group
-    with an entry that is not finite becomes NaN altogether.
+    With noise linear codes are dithered; a magnitude between two companded levels goes
+    to the upper one with probability (magnitude - lower) / (upper - lower). Without
+    noise the nearer level is taken. A group with an entry that is not finite becomes
+    NaN altogether.
 
     Args:
         values: float32, shape (rows, cols).
@@ -152,12 +177,29 @@ def quantize(
     scale = _scales(values, code)
     inverse = torch.where(scale.isfinite(), 1 / scale, 0.0)
     per_entry = inverse.repeat_interleave(code.group_size, dim=1)
-    levels = values.abs().mul_(per_entry[:, : values.shape[1]]).nan_to_num_(0.0)
+    per_entry = per_entry[:, : values.shape[1]]
+    if noise is None or code.companded:
+        codes = _rounded(values, per_entry, code, noise)
+    else:
+        codes, scale = _dithered(values, per_entry, code, noise), -scale
+    return codes if code.bits == 8 else _pack(codes), scale.to(torch.bfloat16)
+
+
+def _rounded(
+    values: Tensor, inverse: Tensor, code: Code, noise: Tensor | None
+) -> Tensor:
+    levels = values.abs().mul_(inverse).nan_to_num_(0.0)
     above = 0.5 if noise is None else noise.to(torch.float32) * 2.0**-16
     rounded = _round_root(levels, above) if code.companded else levels.add_(above)
     magnitudes = rounded.floor_().clamp_(max=code.max_code)
-    codes = magnitudes.copysign_(values).to(torch.int8)
-    return codes if code.bits == 8 else _pack(codes), scale.to(torch.bfloat16)
+    return magnitudes.copysign_(values).to(torch.int8)
+
+
+def _dithered(values: Tensor, inverse: Tensor, code: Code, noise: Tensor) -> Tensor:
+    levels = (values * inverse).nan_to_num_(0.0) + noise.to(torch.float32) * 2.0**-16
+    codes = levels.floor_().clamp_(-code.max_code, code.max_code)
+    codes.masked_fill_(codes == 0, -code.max_code - 1)
+    return codes.masked_fill_((values == 0) | (inverse == 0), 0).to(torch.int8)
 
 
 def _scales(values: Tensor, code: Code) -> Tensor:

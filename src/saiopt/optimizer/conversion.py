@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saiopt.distributed.shards import local_entries
-from saiopt.low_bit import dequantize, quantize
+from saiopt.distributed.shards import local_entries, place_of
+from saiopt.low_bit import dequantize, high_half, noise_bits, quantize
 from saiopt.scaling import matrix_shape
 
 from .state import (
@@ -75,12 +75,25 @@ def _copy_values(
         at = slice(first, min(first + height, rows))
         if len(old) == 2:
             codes = old[0][at].reshape(at.stop - first, -1)
-            values = dequantize(codes, old[1][at], cols)
+            noise = _dither(source, param, at, cols)
+            values = dequantize(codes, old[1][at], cols, noise)
         else:
             values = old[0][at].to(torch.float32).reshape(-1, cols)
         parts = quantize(values, new[0].dtype, None) if len(new) == 2 else [values]
         for tensor, part in zip(new, parts, strict=True):
             tensor[at].copy_(part.view(tensor[at].shape))
+
+
+def _dither(
+    entry: Mapping[str, Tensor], param: Tensor, rows: slice, cols: int
+) -> Tensor | None:
+    """Return the noise that the last step made the codes of some rows with."""
+    seed = entry.get("rounding_seed")
+    if seed is None:
+        return None
+    place, count = place_of(param), (rows.stop - rows.start, cols)
+    first = place.start + rows.start * place.pitch
+    return high_half(noise_bits(first, count, seed, place.pitch)).view(count)
 
 
 def holds_bare_codes(

@@ -254,7 +254,9 @@ def _read_momentum(block: Block, tile: Tile, like: Tensor) -> Tensor | None:
     if block.momentum_scale is None:
         return tile.of(block.momentum_buffer).to(like.dtype, copy=True)
     codes, scale, cols = _coded(block.momentum_buffer, block.momentum_scale, tile)
-    return dequantize(codes, scale, cols).view(like.shape).to(like.dtype)
+    noise = _noise(block, tile, like, of_last_step=True)
+    dither = None if noise is None else high_half(noise).view(-1, cols)
+    return dequantize(codes, scale, cols, dither).view(like.shape).to(like.dtype)
 
 
 def _write_momentum(
@@ -286,10 +288,13 @@ def _coded(buffer: Tensor, scale: Tensor, tile: Tile) -> tuple[Tensor, Tensor, i
     )
 
 
-def _noise(block: Block, tile: Tile, values: Tensor) -> Tensor | None:
+def _noise(
+    block: Block, tile: Tile, values: Tensor, *, of_last_step: bool = False
+) -> Tensor | None:
     """Return 32 random bits per entry where results round stochastically.
 
-    The two halves of one hash serve the parameter and its momentum.
+    The two halves of one hash serve the parameter and its momentum, whose dither is
+    taken off by the next step.
     """
     if block.rounding_seed is None:
         return None
@@ -297,10 +302,11 @@ def _noise(block: Block, tile: Tile, values: Tensor) -> Tensor | None:
     pitch = cols if block.pitch is None else block.pitch
     start = block.start + tile.rows.start * pitch + tile.cols.start
     rows, width = tile.rows.stop - tile.rows.start, tile.cols.stop - tile.cols.start
+    seed = block.rounding_seed if of_last_step else block.rounding_seed + 1
     if rows == 1 or width == pitch:
-        bits = noise_bits(start, rows * width, block.rounding_seed + 1)
+        bits = noise_bits(start, rows * width, seed)
     else:
-        bits = noise_bits(start, (rows, width), block.rounding_seed + 1, pitch)
+        bits = noise_bits(start, (rows, width), seed, pitch)
     return bits.view(values.shape)
 
 
