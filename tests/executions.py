@@ -10,12 +10,14 @@ from itertools import product
 import torch
 from torch import nn
 
+from saiopt import SGDSaI
 from saiopt.low_bit import dequantize
 from saiopt.optimizer import state
 from saiopt.scaling import matrix_shape
 from saiopt.update import (
     Block,
     Coefficients,
+    along,
     cpu,
     foreach,
     library,
@@ -71,9 +73,14 @@ SHAPES = [
 def _on_cuda(update):
     """Apply an update of blocks on a GPU to blocks on the CPU."""
 
-    def moved(blocks, options):
+    def moved(blocks, *others):
         there = [copy_of(b, "cuda") for b in blocks]
-        update(there, options)
+        *targets, options = others
+        slots = [[t.cuda() for t in of] for of in targets]
+        update(there, *slots, options)
+        for of, results in zip(targets, slots, strict=True):
+            for target, result in zip(of, results, strict=True):
+                target.copy_(result)
         for block, result in zip(blocks, there, strict=True):
             for tensor, values in zip(block, result, strict=True):
                 if isinstance(tensor, torch.Tensor):
@@ -92,6 +99,14 @@ def executions():
 
         on_gpu = torch.cuda.is_available()
         found["triton"] = _on_cuda(triton.update) if on_gpu else triton.update
+    return found
+
+
+def look_aheads():
+    """All look-aheads but the reference's that this machine can run, by name."""
+    found = {"torch": along.look_ahead}
+    if not isinstance(library.load(), str):
+        found["cpu"] = cpu.look_ahead
     return found
 
 
@@ -123,6 +138,25 @@ def copy_of(block, device="cpu"):
     )
     copied = Block(*copies)
     return copied._replace(param=nn.Parameter(copied.param, requires_grad=False))
+
+
+def orthogonal_steps(dtype, state_dtype, **execution):
+    """Parameters after five steps, two of one shape and one of four dimensions."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(shape):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    shapes = [(48, 65), (64, 64), (64, 64), (40, 7, 3, 3)]
+    params = [nn.Parameter(random(shape)) for shape in shapes]
+    params[3].data = params[3].data.contiguous(memory_format=torch.channels_last)
+    options = {"scaling": "orthogonal", "state_dtype": state_dtype, **execution}
+    optimizer = SGDSaI(params, 0.01, **options)
+    for _ in range(5):
+        for param in params:
+            param.grad = random(param.shape)
+        optimizer.step()
+    return [param.detach() for param in params]
 
 
 def momentum_of(block):

@@ -318,7 +318,9 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
         foreach.update(blocks, coefficients)
         return
     if coefficients.direction is not None:
-        along.update(blocks, coefficients, coefficients.direction, update)
+        along.update(
+            blocks, coefficients, coefficients.direction, along.look_ahead, update
+        )
         return
     known, others = [], []
     for block in blocks:
