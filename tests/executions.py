@@ -107,6 +107,11 @@ def look_aheads():
     found = {"torch": along.look_ahead}
     if not isinstance(library.load(), str):
         found["cpu"] = cpu.look_ahead
+    if importlib.util.find_spec("triton") is not None:
+        from saiopt.update import triton
+
+        on_gpu = torch.cuda.is_available()
+        found["triton"] = _on_cuda(triton.look_ahead) if on_gpu else triton.look_ahead
     return found
 
 
