@@ -10,6 +10,7 @@ from itertools import product
 import torch
 from torch import nn
 
+from saiopt import SGDSaI
 from saiopt.low_bit import dequantize, high_half, noise_bits
 from saiopt.optimizer import state
 from saiopt.scaling import matrix_shape
@@ -17,6 +18,7 @@ from saiopt.update import (
     Block,
     Coefficients,
     advance,
+    along,
     cpu,
     foreach,
     library,
@@ -72,9 +74,14 @@ SHAPES = [
 def _on_cuda(update):
     """Apply an update of blocks on a GPU to blocks on the CPU."""
 
-    def moved(blocks, options):
+    def moved(blocks, *others):
         there = [copy_of(b, "cuda") for b in blocks]
-        update(there, options)
+        *targets, options = others
+        slots = [[t.cuda() for t in of] for of in targets]
+        update(there, *slots, options)
+        for of, results in zip(targets, slots, strict=True):
+            for target, result in zip(of, results, strict=True):
+                target.copy_(result)
         for block, result in zip(blocks, there, strict=True):
             for tensor, values in zip(block, result, strict=True):
                 if isinstance(tensor, torch.Tensor):
@@ -93,6 +100,19 @@ def executions():
 
         on_gpu = torch.cuda.is_available()
         found["triton"] = _on_cuda(triton.update) if on_gpu else triton.update
+    return found
+
+
+def look_aheads():
+    """All look-aheads but the reference's that this machine can run, by name."""
+    found = {"torch": along.look_ahead}
+    if not isinstance(library.load(), str):
+        found["cpu"] = cpu.look_ahead
+    if importlib.util.find_spec("triton") is not None:
+        from saiopt.update import triton
+
+        on_gpu = torch.cuda.is_available()
+        found["triton"] = _on_cuda(triton.look_ahead) if on_gpu else triton.look_ahead
     return found
 
 
@@ -127,6 +147,25 @@ def copy_of(block, device="cpu"):
     return copied._replace(param=nn.Parameter(copied.param, requires_grad=False))
 
 
+def orthogonal_steps(dtype, state_dtype, **execution):
+    """Parameters after five steps, two of one shape and one of four dimensions."""
+    generator = torch.Generator().manual_seed(0)
+
+    def random(shape):
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    shapes = [(48, 65), (64, 64), (64, 64), (40, 7, 3, 3)]
+    params = [nn.Parameter(random(shape)) for shape in shapes]
+    params[3].data = params[3].data.contiguous(memory_format=torch.channels_last)
+    options = {"scaling": "orthogonal", "state_dtype": state_dtype, **execution}
+    optimizer = SGDSaI(params, 0.01, **options)
+    for _ in range(5):
+        for param in params:
+            param.grad = random(param.shape)
+        optimizer.step()
+    return [param.detach() for param in params]
+
+
 def momentum_of(block):
     """The momentum that a block's state stands for, float32."""
     if block.momentum_scale is None:
@@ -157,7 +196,7 @@ def assert_equal_blocks(block, expected, *, spacings=1):
     torch.testing.assert_close(
         block.momentum_scale.float(), scale, rtol=2**-7, atol=1e-7, equal_nan=True
     )
-    steps = torch.nan_to_num(scale).repeat_interleave(32, dim=1)
+    steps = torch.nan_to_num(scale).abs().repeat_interleave(32, dim=1)
     exact = momentum_of(expected)
     difference = torch.nan_to_num((momentum_of(block) - exact).abs())
     # A neighbouring scale changes what a code stands for by a spacing of bfloat16.

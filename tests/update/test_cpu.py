@@ -32,7 +32,32 @@ def test_the_number_of_threads_changes_no_bit(num_threads):
     cpu.update(alone, OPTIONS["plain"])
     torch.set_num_threads(num_threads)
     cpu.update(blocks, OPTIONS["plain"])
-    for block, expected in zip(blocks, alone, strict=True):
+    assert_same_bits(blocks, alone)
+
+
+@pytest.mark.usefixtures("_restored_threads")
+@pytest.mark.parametrize("num_threads", [2, 5])
+def test_the_number_of_threads_changes_no_bit_of_a_look_ahead(num_threads):
+    kinds = [
+        ((640, 300), torch.bfloat16, None),
+        ((500, 333), torch.float32, "int8"),
+        ((90, 4097), torch.bfloat16, "int4"),
+    ]
+    blocks = [make_block(*kind, None) for kind in kinds]
+    results = []
+    for count in (1, num_threads):
+        torch.set_num_threads(count)
+        copies = [copy_of(b) for b in blocks]
+        targets = [torch.empty(b.param.shape) for b in blocks]
+        cpu.look_ahead(copies, targets, OPTIONS["plain"])
+        results.append((copies, targets))
+    (alone, expected), (shared, found) = results
+    assert_same_bits(shared, alone)
+    assert all(map(torch.equal, found, expected))
+
+
+def assert_same_bits(blocks, others):
+    for block, expected in zip(blocks, others, strict=True):
         for tensor, other in zip(block, expected, strict=True):
             if isinstance(tensor, torch.Tensor):
                 assert torch.equal(tensor, other)

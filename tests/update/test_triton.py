@@ -3,10 +3,18 @@ import subprocess
 import sys
 import weakref
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
-from executions import OPTIONS, assert_equal_blocks, copy_of, make_block
+from executions import (
+    OPTIONS,
+    assert_equal_blocks,
+    assert_neighbours,
+    copy_of,
+    make_block,
+    orthogonal_steps,
+)
 
 from saiopt import SGDSaI, step_in_backward
 from saiopt.update import Coefficients, Execution, advance, reference
@@ -83,6 +91,15 @@ def test_blocks_of_a_kind_share_a_launch(launches):
     triton.update([*many, blocks[0]], OPTIONS["plain"])
     # 40 × 64 entries are 80 groups, one program.
     assert launches.programs == [10]
+
+
+def test_blocks_of_a_kind_share_a_launch_that_looks_ahead(launches):
+    blocks, _ = blocks_and_expected()
+    many = [copy_of(b, DEVICE) for b in (blocks[3], blocks[4]) for _ in range(3)]
+    targets = [torch.empty(b.param.shape, device=DEVICE) for b in many]
+    triton.look_ahead(many, targets, OPTIONS["plain"])
+    assert len(launches.programs) == 2
+    assert all(options["LOOKS_AHEAD"] for options in launches.options)
 
 
 def test_several_steps_with_old_and_new_gradients_equal_the_reference():
@@ -245,6 +262,19 @@ def test_rows_beyond_31_bits_are_left_to_the_reference():
         assert triton.knows(block._replace(grad=grad)) == is_known
 
 
+def test_a_look_ahead_leaves_targets_beyond_31_bits_to_torch(monkeypatch):
+    left, cols = [], 2**30 + 2
+    monkeypatch.setattr(triton.along, "look_ahead", lambda b, *_: left.extend(b))
+    monkeypatch.setattr(triton, "Table", lambda blocks: MagicMock())
+    far = torch.empty(2 * cols, dtype=torch.bfloat16, device=DEVICE)
+    swapped = far.view(cols, 2).t()
+    block = make_block((2, 2), torch.bfloat16, None, False, device=DEVICE)
+    block = block._replace(param=swapped, grad=swapped, momentum_buffer=swapped)
+    assert triton.knows(block)
+    triton.look_ahead([block], [far.view(2, cols)], OPTIONS["plain"])
+    assert len(left) == 1
+
+
 # Tables
 
 
@@ -359,7 +389,7 @@ def test_nothing_is_launched_where_nothing_has_a_gradient(launches):
     table.run([0, 0], OPTIONS["plain"])
     table.run([0], OPTIONS["plain"], 0)
     assert launches.programs == []
-    assert block.rounding_seed == 3
+    assert block.rounding_seed == 4
 
 
 @pytest.fixture
@@ -412,6 +442,21 @@ def test_an_optimizer_with_tables_follows_one_without(
             assert (param != expected).float().mean() < 0.01
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16", "int8", "int4"])
+def test_orthogonal_steps_follow_the_references(
+    state_dtype, dtype, everywhere, launches
+):
+    if DEVICE == "cuda":
+        pytest.skip("directions are of bfloat16 there, and differ by its roundings")
+    params, expected = (
+        orthogonal_steps(dtype, state_dtype, fused=fused) for fused in (True, False)
+    )
+    assert any(options["LOOKS_AHEAD"] for options in launches.options)
+    for param, other in zip(params, expected, strict=True):
+        assert_neighbours(param, other, 4)
+
+
 @pytest.mark.parametrize("seed", [2**31 - 1, -(2**31), -1])
 def test_seeds_wrap_around(seed):
     block = make_block((64, 96), torch.bfloat16, "int8", None, device=DEVICE)
@@ -426,7 +471,7 @@ def test_seeds_wrap_around(seed):
 def test_an_update_leaves_the_seeds_to_its_caller():
     block = make_block((64, 96), torch.bfloat16, None, None, device=DEVICE)
     triton.update([block], OPTIONS["plain"])
-    assert block.rounding_seed == 3
+    assert block.rounding_seed == 4
 
 
 def test_a_table_on_the_device_is_kept_and_only_gradients_are_written_again(tables):
@@ -551,11 +596,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from saiopt.update import Coefficients, triton as execution
 
-def ptx(dtype, momentum, layout, capability):
-    cuda = torch.device("cuda", 0)
-    kind = execution.Kind(cuda, dtype, momentum, True, layout, True, True)
+def ptx(dtype, momentum, layout, ahead, capability):
+    cuda, target = torch.device("cuda", 0), torch.float32 if ahead else dtype
+    kind = execution.Kind(cuda, target, dtype, momentum, True, layout, True, True)
     options = Coefficients(0.1, 0.9, 0.1, maximize=False)
-    given = execution.arguments(kind, options)
+    given = execution.arguments(kind, options, looks_ahead=ahead)
     names = execution.update_kernel.arg_names
     types = {name: "constexpr" if name.isupper() else "fp32" for name in names}
     types |= {"table": "*i64", "owners": "*i32", "first_program": "i32"}
@@ -564,16 +609,21 @@ def ptx(dtype, momentum, layout, capability):
     target = GPUTarget("cuda", capability, 32)
     return triton.compile(source, target, execution.LAUNCH).asm["ptx"]
 
-for dtype, momentum, layout in (
-    (torch.float32, torch.float32, "run"),
-    (torch.bfloat16, torch.bfloat16, "run"),
-    (torch.float32, torch.uint8, "run"),
-    (torch.float32, torch.float32, "rows"),
-    (torch.bfloat16, torch.bfloat16, "reordered"),
-    (torch.bfloat16, torch.int8, "gathered"),
+for dtype, momentum, layout, ahead in (
+    (torch.float32, torch.float32, "run", False),
+    (torch.bfloat16, torch.bfloat16, "run", False),
+    (torch.float32, torch.uint8, "run", False),
+    (torch.float32, torch.float32, "rows", False),
+    (torch.bfloat16, torch.bfloat16, "reordered", False),
+    (torch.bfloat16, torch.int8, "gathered", False),
+    (torch.float32, None, "run", True),
+    (torch.float32, torch.float32, "run", True),
+    (torch.float16, torch.int8, "run", True),
+    (torch.bfloat16, torch.uint8, "rows", True),
+    (torch.bfloat16, torch.bfloat16, "run", True),
 ):
     for capability in (80, 90):
-        code = ptx(dtype, momentum, layout, capability)
+        code = ptx(dtype, momentum, layout, ahead, capability)
         print("ld.global.v4.b32" in code and "st.global.v4.b32" in code)
 """
 
@@ -589,7 +639,7 @@ def test_the_kernel_compiles_for_gpus_and_moves_16_bytes_at_a_time(tmp_path):
         check=False,
     )
     assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == ["True"] * 12
+    assert run.stdout.split() == ["True"] * 22
 
 
 def test_a_first_step_compiles_what_later_steps_need():

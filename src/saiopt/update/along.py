@@ -5,8 +5,13 @@
 
 Matrices of one shape are stacked up to a bound and go through the direction together,
 so that many small ones take few launches and a large one little memory: beside the
-direction's own temporaries one float32 copy of a stack. The last line is that of an
-execution without momentum, with the direction in the gradient's place.
+direction's own temporaries one float32 copy of a stack. The first line and what the
+direction is given are an execution's look-ahead, the second line is its update without
+momentum, with the direction in the gradient's place.
+
+Of a float32 matrix a kernel moves 16 bytes per entry to look ahead, and 12 to step;
+:func:`look_ahead`, in torch's operations, moves 32. What the direction moves comes on
+top.
 """
 
 from __future__ import annotations
@@ -24,12 +29,14 @@ from .blocks import Block, Coefficients, Direction
 _STACK_ENTRIES = 2**20
 
 Update = Callable[[Sequence[Block], Coefficients], None]
+LookAhead = Callable[[Sequence[Block], Sequence[Tensor], Coefficients], None]
 
 
 def update(
     blocks: Sequence[Block],
     coefficients: Coefficients,
     direction: Direction,
+    look_ahead: LookAhead,
     finish: Update,
 ) -> None:
     """Apply the rule to all blocks.
@@ -38,17 +45,52 @@ def update(
         blocks: the tensors; parameters and momentum buffers change in place.
         coefficients: the numbers that the blocks share.
         direction: of whole matrices.
+        look_ahead: advances momenta and writes what they will be, as :func:`look_ahead`
+            does.
         finish: moves parameters along given directions, as an execution without
             momentum.
     """
     last = coefficients._replace(direction=None)
     for bucket in _buckets(blocks, stacked=coefficients.stacked):
-        stack = direction(_look_ahead(bucket, coefficients))
+        stack, slots = _stack(bucket, stacked=coefficients.stacked)
+        look_ahead(bucket, slots, coefficients)
+        stack = direction(stack)
         parts = stack.view(len(bucket), -1).unbind()
         finish(
             [_along(b, part) for b, part in zip(bucket, parts, strict=True)],
             last,
         )
+
+
+def look_ahead(
+    blocks: Sequence[Block], targets: Sequence[Tensor], coefficients: Coefficients
+) -> None:
+    """Apply m = μ m + (1-μ) g, and write μ m + (1-μ) g of that m before it is rounded.
+
+    Blocks whose storage is their arithmetic share three multi-tensor launches for each
+    device and dtype, 32 bytes per float32 entry; others go one by one through
+    :func:`saiopt.update.reference.look_ahead` and its float32 copies.
+
+    Args:
+        blocks: the tensors; only momentum buffers change.
+        targets: one for each block, of the parameter's shape, overwritten: contiguous,
+            float64 for float64 parameters and else float32. They become g where μ = 0.
+        coefficients: the numbers that the blocks share.
+    """
+    plain: list[tuple[Tensor, Tensor, Tensor]] = []
+    for block, target in zip(blocks, targets, strict=True):
+        momentum = block.momentum_buffer
+        if momentum is not None and reference.computes_in_place(block):
+            plain.append((target, block.grad, momentum))
+        else:
+            target.copy_(reference.look_ahead(block, coefficients))
+    if not plain:
+        return
+    slots, grads, momenta = map(list, zip(*plain, strict=True))
+    reference.average(momenta, grads, coefficients)
+    torch._foreach_copy_(slots, grads)
+    if coefficients.momentum != 0:
+        torch._foreach_lerp_(slots, momenta, coefficients.momentum)
 
 
 def _buckets(blocks: Sequence[Block], *, stacked: bool) -> Iterator[list[Block]]:
@@ -65,26 +107,14 @@ def _buckets(blocks: Sequence[Block], *, stacked: bool) -> Iterator[list[Block]]
             yield members[first : first + count]
 
 
-def _look_ahead(blocks: Sequence[Block], coefficients: Coefficients) -> Tensor:
-    """Advance the momenta; return the stack of μ m + (1-μ) g."""
+def _stack(blocks: Sequence[Block], *, stacked: bool) -> tuple[Tensor, list[Tensor]]:
+    """Return an empty stack for the blocks' matrices, and each block's part of it."""
     first = blocks[0].param
-    count, *shape = reference.matrices(first.shape, stacked=coefficients.stacked)
+    count, *shape = reference.matrices(first.shape, stacked=stacked)
     dtype = reference.arithmetic_dtype(first)
     stack = first.new_empty(len(blocks) * count, *shape, dtype=dtype)
-    slots = [slot.view(first.shape) for slot in stack.view(len(blocks), -1).unbind()]
-    plain: list[tuple[Tensor, Tensor, Tensor]] = []
-    for block, slot in zip(blocks, slots, strict=True):
-        momentum = block.momentum_buffer
-        if momentum is not None and reference.computes_in_place(block):
-            plain.append((slot, block.grad, momentum))
-        else:
-            slot.copy_(reference.look_ahead(block, coefficients))
-    if plain:
-        slots, grads, momenta = map(list, zip(*plain, strict=True))
-        reference.average(momenta, grads, coefficients)
-        torch._foreach_copy_(slots, grads)
-        torch._foreach_lerp_(slots, momenta, coefficients.momentum)
-    return stack
+    parts = stack.view(len(blocks), -1).unbind()
+    return stack, [part.view(first.shape) for part in parts]
 
 
 def _along(block: Block, direction: Tensor) -> Block:

@@ -26,7 +26,9 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
         coefficients: the numbers that the blocks share.
     """
     if coefficients.direction is not None:
-        along.update(blocks, coefficients, coefficients.direction, update)
+        along.update(
+            blocks, coefficients, coefficients.direction, along.look_ahead, update
+        )
         return
     lists: dict[tuple[object, ...], list[Block]] = defaultdict(list)
     for block in blocks:

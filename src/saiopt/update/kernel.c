@@ -3,6 +3,12 @@
  *     m = μ m + (1-μ) g
  *     θ = (1 - ηλ) θ ;  θ = θ - η s m          s = scale · row_scale · column_scale
  *
+ * or, to look ahead, the first line and
+ *
+ *     target = μ m + (1-μ) g
+ *
+ * which stands in θ's place below.
+ *
  * A block is rows × cols entries, cut into groups of up to 32 along its rows. Groups are
  * the unit of work and, for low-bit momentum, the entries that share a momentum scale.
  * Entries that do not lie in memory as they read are found by a map of the columns, and
@@ -16,7 +22,7 @@ enum momentum_kind { M_NONE, M_FLOAT32, M_BFLOAT16, M_FLOAT64, M_INT8, M_INT4 };
 
 /* One row of the table; its layout is repeated in cpu.py. */
 struct block {
-    void *param;
+    void *param; /* the target, to look ahead */
     void *momentum;
     uint16_t *momentum_scale;
     const float *scale;        /* NULL: no block */
@@ -30,22 +36,22 @@ struct block {
     int64_t start, pitch; /* of the indices that make noise */
     int64_t by_rows;      /* whether groups end with the rows */
     int64_t gathers;      /* whether entries do not lie as they read */
-    int64_t param_kind, momentum_kind;
+    int64_t param_kind, grad_kind, momentum_kind;
     float expected; /* what the scale was when the table was made */
 };
 
 /* m = base + weight (g - m), where base is m, or g with a weight below zero. */
 struct rule {
     double weight, shrink, lr; /* lr carries the sign of the step */
-    int64_t from_grad, forgets;
+    int64_t from_grad, forgets, looks_ahead;
 };
 
 /* The rule for one row in float32. */
 struct numbers {
     float weight, shrink, step;
     const float *columns; /* factors on the step, NULL: 1 */
-    int from_grad, forgets;
-    uint32_t seed;
+    int from_grad, forgets, looks_ahead;
+    uint32_t seed, last_seed; /* hashed: of this step's noise, and of the last one's */
 };
 
 /* Groups that lie one behind the other in memory. */
@@ -71,8 +77,8 @@ INLINE int64_t groups_per_row(const struct block *b) {
     return (num_cols(b) + GROUP - 1) / GROUP;
 }
 
-INLINE int64_t param_bytes(const struct block *b, int64_t entries) {
-    return entries * (b->param_kind == P_BFLOAT16 ? 2 : 4);
+INLINE int64_t float_bytes(int bfloat16, int64_t entries) {
+    return entries * (bfloat16 ? 2 : 4);
 }
 
 /* Where an entry lies, in entries from the first. */
@@ -132,32 +138,40 @@ INLINE void prefetch(const void *stored, int64_t u, int64_t group_bytes) {
         __builtin_prefetch(group + line);
 }
 
-/* Update whole groups. Constant kinds make this a function of its own for each. */
-INLINE void update_groups(struct run run, struct numbers k, int p16, int kind,
-                          int stochastic) {
+/* Update whole groups. Constants make this a function of its own for each. */
+INLINE void update_groups(struct run run, struct numbers k, int p16, int g16, int kind,
+                          int stochastic, int ahead) {
     float m[GROUP], p[GROUP], g[GROUP];
     float max_code = kind == M_INT8 ? 127.0f : 7.0f;
-    uint32_t noise[GROUP], high[GROUP];
+    uint32_t noise[GROUP], high[GROUP], dither[GROUP];
     int32_t codes[GROUP];
     for (int64_t u = 0; u < run.num_groups; ++u) {
         for (int i = 0; i < GROUP; ++i) {
             noise[i] = stochastic ? mix((run.index + (uint32_t)i) ^ k.seed) : 0;
             high[i] = noise[i] >> 16;
         }
-        prefetch(run.param, u, GROUP * (p16 ? 2 : 4));
-        prefetch(run.grad, u, GROUP * (p16 ? 2 : 4));
+        if (is_coded(kind))
+            for (int i = 0; i < GROUP; ++i)
+                dither[i] = stochastic ? mix((run.index + (uint32_t)i) ^ k.last_seed) >> 16 : 0;
+        if (!ahead)
+            prefetch(run.param, u, float_bytes(p16, GROUP));
+        prefetch(run.grad, u, float_bytes(g16, GROUP));
         prefetch(run.momentum, u, momentum_bytes(kind, GROUP));
-        load(p, run.param, u * GROUP, p16);
-        load(g, run.grad, u * GROUP, p16);
+        if (!ahead)
+            load(p, run.param, u * GROUP, p16);
+        load(g, run.grad, u * GROUP, g16);
         if (is_coded(kind)) {
             unpack(codes, run.momentum, u * GROUP, kind == M_INT4);
-            decode(m, codes, run.scales[u]);
+            decode(m, codes, run.scales[u], dither, (int32_t)max_code, stochastic);
         } else if (kind != M_NONE) {
             load(m, run.momentum, u * GROUP, kind == M_BFLOAT16);
         }
         for (int i = 0; i < GROUP; ++i)
             m[i] = kind == M_NONE ? g[i] : average(m[i], g[i], k);
-        if (k.columns) {
+        if (ahead) {
+            for (int i = 0; i < GROUP; ++i)
+                p[i] = kind == M_NONE ? g[i] : average(m[i], g[i], k);
+        } else if (k.columns) {
             const float *columns = k.columns + u * GROUP;
             for (int i = 0; i < GROUP; ++i)
                 p[i] = MULTIPLY_ADD(k.step * columns[i], m[i], p[i] * k.shrink);
@@ -176,26 +190,39 @@ INLINE void update_groups(struct run run, struct numbers k, int p16, int kind,
     }
 }
 
-#define CASES(kind)                                                                     \
-    do {                                                                                \
-        if (b->param_kind == P_BFLOAT16)                                                \
-            b->seed ? update_groups(run, k, 1, kind, 1)                                 \
-                    : update_groups(run, k, 1, kind, 0);                                \
-        else                                                                            \
-            b->seed ? update_groups(run, k, 0, kind, 1)                                 \
-                    : update_groups(run, k, 0, kind, 0);                                \
-        return;                                                                         \
-    } while (0)
+#define STEP(kind, stochastic)                                                          \
+    (b->grad_kind == P_BFLOAT16 ? update_groups(run, k, 1, 1, kind, stochastic, 0)      \
+                                : update_groups(run, k, 0, 0, kind, stochastic, 0))
+#define LOOK(kind, stochastic)                                                          \
+    (b->grad_kind == P_BFLOAT16 ? update_groups(run, k, 0, 1, kind, stochastic, 1)      \
+                                : update_groups(run, k, 0, 0, kind, stochastic, 1))
+#define EITHER(how, kind) (b->seed ? how(kind, 1) : how(kind, 0))
 
-static __attribute__((noinline)) void update_run(const struct block *b,
-                                                 struct numbers k, struct run run) {
+static __attribute__((noinline)) void step_run(const struct block *b, struct numbers k,
+                                               struct run run) {
     switch (b->momentum_kind) {
-    case M_NONE: CASES(M_NONE);
-    case M_FLOAT32: CASES(M_FLOAT32);
-    case M_BFLOAT16: CASES(M_BFLOAT16);
-    case M_INT8: CASES(M_INT8);
-    case M_INT4: CASES(M_INT4);
+    case M_NONE: EITHER(STEP, M_NONE); return;
+    case M_FLOAT32: EITHER(STEP, M_FLOAT32); return;
+    case M_BFLOAT16: EITHER(STEP, M_BFLOAT16); return;
+    case M_INT8: EITHER(STEP, M_INT8); return;
+    case M_INT4: EITHER(STEP, M_INT4); return;
     }
+}
+
+/* Only the momentum rounds. */
+static __attribute__((noinline)) void look_run(const struct block *b, struct numbers k,
+                                               struct run run) {
+    switch (b->momentum_kind) {
+    case M_NONE: LOOK(M_NONE, 0); return;
+    case M_FLOAT32: LOOK(M_FLOAT32, 0); return;
+    case M_BFLOAT16: EITHER(LOOK, M_BFLOAT16); return;
+    case M_INT8: EITHER(LOOK, M_INT8); return;
+    case M_INT4: EITHER(LOOK, M_INT4); return;
+    }
+}
+
+INLINE void update_run(const struct block *b, struct numbers k, struct run run) {
+    k.looks_ahead ? look_run(b, k, run) : step_run(b, k, run);
 }
 
 INLINE void gather(void *restrict copy, const void *restrict stored, int two_bytes,
@@ -226,14 +253,16 @@ INLINE void scatter(void *restrict stored, const void *restrict copy, int two_by
 static void update_copies(const struct block *b, const void *grad, struct numbers k,
                           uint16_t *scales, int64_t row, int64_t col, int64_t n) {
     float p[GROUP] = {0}, g[GROUP] = {0}, m[GROUP] = {0}, columns[GROUP] = {0};
-    int p16 = b->param_kind == P_BFLOAT16, m16 = b->momentum_kind == M_BFLOAT16;
+    int p16 = b->param_kind == P_BFLOAT16, g16 = b->grad_kind == P_BFLOAT16;
+    int m16 = b->momentum_kind == M_BFLOAT16;
     int64_t cols = num_cols(b), kind = b->momentum_kind;
     int64_t codes = row * momentum_bytes(kind, cols) + momentum_bytes(kind, col);
     size_t held = is_coded(kind) ? (size_t)momentum_bytes(kind, n) : 0;
     uint32_t index = (uint32_t)(b->start + row * b->pitch + col);
     struct run copy = {p, g, m, scales, index, 1};
-    gather(p, b->param, p16, b->param_map, b->param_stride, row, col, n);
-    gather(g, grad, p16, b->grad_map, b->grad_stride, row, col, n);
+    if (!k.looks_ahead)
+        gather(p, b->param, p16, b->param_map, b->param_stride, row, col, n);
+    gather(g, grad, g16, b->grad_map, b->grad_stride, row, col, n);
     if (held > 0)
         memcpy(m, (char *)b->momentum + codes, held);
     else if (kind != M_NONE)
@@ -257,7 +286,9 @@ static void update_block(const struct block *b, const void *grad, const struct r
                         .shrink = (float)r->shrink,
                         .from_grad = r->from_grad != 0,
                         .forgets = r->forgets != 0,
-                        .seed = b->seed ? mix((uint32_t)*b->seed + 1u) : 0};
+                        .looks_ahead = r->looks_ahead != 0,
+                        .seed = b->seed ? mix((uint32_t)*b->seed + 1u) : 0,
+                        .last_seed = b->seed ? mix((uint32_t)*b->seed) : 0};
     int64_t cols = num_cols(b), groups = groups_per_row(b), rest = cols % GROUP;
     int64_t row_bytes = momentum_bytes(b->momentum_kind, cols), done;
     float step = (float)r->lr * *b->scale;
@@ -265,6 +296,8 @@ static void update_block(const struct block *b, const void *grad, const struct r
         int64_t row = first / groups, col = first % groups * GROUP;
         int64_t whole = (cols - col) / GROUP, left = last - first;
         int64_t held = row * row_bytes + momentum_bytes(b->momentum_kind, col);
+        int64_t at = row * cols + col;
+        int p16 = b->param_kind == P_BFLOAT16, g16 = b->grad_kind == P_BFLOAT16;
         uint16_t *scales = b->momentum_scale ? b->momentum_scale + first : NULL;
         k.step = b->row_scale ? step * b->row_scale[row] : step;
         k.columns = b->column_scale ? b->column_scale + col : NULL;
@@ -274,8 +307,8 @@ static void update_block(const struct block *b, const void *grad, const struct r
             update_copies(b, grad, k, scales, row, col, n);
             done = 1;
         } else {
-            struct run run = {(char *)b->param + param_bytes(b, row * cols + col),
-                              (const char *)grad + param_bytes(b, row * cols + col),
+            struct run run = {(char *)b->param + float_bytes(p16, at),
+                              (const char *)grad + float_bytes(g16, at),
                               b->momentum ? (char *)b->momentum + held : NULL, scales,
                               (uint32_t)(b->start + row * b->pitch + col), done};
             update_run(b, k, run);

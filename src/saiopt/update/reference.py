@@ -219,6 +219,8 @@ def look_ahead(block: Block, coefficients: Coefficients) -> Tensor:
     average([momentum], [grad], coefficients)
     noise = _noise(block, _whole(block), momentum)
     _write_momentum(block, _whole(block), momentum, noise)
+    if coefficients.momentum == 0:
+        return grad
     return grad.lerp_(momentum, coefficients.momentum)
 
 

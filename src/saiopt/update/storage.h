@@ -106,14 +106,22 @@ INLINE uint32_t scale_bits(uint32_t largest, float max_code) {
     return largest < 0x7F800000u ? bits : 0x7FC00000u;
 }
 
-INLINE void decode(float *restrict values, const int32_t *restrict codes,
-                   uint16_t scale) {
-    float unit = float_of((uint32_t)scale << 16);
-    for (int i = 0; i < GROUP; ++i)
-        values[i] = (float)codes[i] * unit;
+/* Read codes; those whose scale has its sign set were made with the noise that is taken
+ * off here, of 16 bits. */
+INLINE void decode(float *restrict values, const int32_t *restrict codes, uint16_t scale,
+                   const uint32_t *restrict noise, int32_t max_code, int stochastic) {
+    float unit = float_of((uint32_t)(scale & 0x7FFF) << 16);
+    int dithered = scale >> 15 && (scale & 0x7FFF) <= 0x7F80;
+    for (int i = 0; i < GROUP; ++i) {
+        int32_t code = dithered && codes[i] == -max_code - 1 ? 0 : codes[i];
+        float off = stochastic ? 0.5f - (float)(int32_t)noise[i] * 0x1p-16f : 0.0f;
+        float level = (float)code + (dithered && codes[i] != 0 ? off : 0.0f);
+        values[i] = level * unit;
+    }
 }
 
-/* Write the codes of a group and return their scale. */
+/* Write the codes of a group and return their scale, with its sign set where they are
+ * dithered. */
 INLINE uint16_t encode(int32_t *restrict codes, const float *restrict values,
                        const uint32_t *restrict noise, float max_code,
                        int stochastic) {
@@ -126,14 +134,24 @@ INLINE uint16_t encode(int32_t *restrict codes, const float *restrict values,
     uint32_t bits = scale_bits(largest, max_code);
     float inverse = largest < 0x7F800000u ? 1.0f / float_of(bits) : 0.0f;
     for (int i = 0; i < GROUP; ++i) {
-        float above = stochastic ? (float)(int32_t)noise[i] * 0x1p-16f : 0.5f;
-        float code = fabsf(values[i]) * inverse + above;
-        int32_t rounded = (int32_t)(code < max_code ? code : max_code);
-        codes[i] = values[i] < 0 ? -rounded : rounded;
+        if (stochastic) {
+            float level = values[i] * inverse + (float)(int32_t)noise[i] * 0x1p-16f;
+            level = level < max_code ? level : max_code;
+            level = level > -max_code ? level : -max_code;
+            int32_t cut = (int32_t)level, code = cut - (level < (float)cut);
+            code = code == 0 ? -(int32_t)max_code - 1 : code;
+            codes[i] = values[i] == 0 ? 0 : code;
+        } else {
+            float code = fabsf(values[i]) * inverse + 0.5f;
+            int32_t rounded = (int32_t)(code < max_code ? code : max_code);
+            codes[i] = values[i] < 0 ? -rounded : rounded;
+        }
     }
-    if (largest >= 0x7F800000u)
+    if (largest >= 0x7F800000u) {
         memset(codes, 0, GROUP * sizeof *codes);
-    return (uint16_t)(bits >> 16);
+        return (uint16_t)(bits >> 16);
+    }
+    return (uint16_t)(bits >> 16 | (stochastic ? 0x8000u : 0));
 }
 
 #endif

@@ -11,6 +11,12 @@ tensor would take longer than an entry's bytes. Momentum that is not coded is up
 the order of memory if that is the same in all tensors; then a map says at most which
 column an entry belongs to, as noise and finer scales must know.
 
+A look-ahead, for directions of whole matrices, is a launch of its own for each kind:
+it reads m and g, and writes m and μ m + (1-μ) g in float32, 16 bytes per float32 entry,
+and with momentum in 8 and 4 bits 10.125 and 9.125. The direction's step is one without
+momentum, 12. Where the stack between them lies is new at every step: the tables of both
+are made anew, by small launches.
+
 A step can be captured in a CUDA graph once all blocks are calibrated, which reads the
 device: take one step before. A graph gets tables of its own, in its own memory, so that
 later steps cannot disturb it. It repeats the `lr` it was captured with unless `lr` is a
@@ -66,7 +72,8 @@ class Kind(NamedTuple):
 
     Args:
         device: where they are.
-        dtype: of parameters and gradients.
+        dtype: of parameters, or of targets of a look-ahead.
+        grad: dtype of gradients.
         momentum: dtype of the momentum or of its codes, None without momentum.
         stochastic: whether results round stochastically.
         layout: how entries lie.
@@ -76,6 +83,7 @@ class Kind(NamedTuple):
 
     device: torch.device
     dtype: torch.dtype
+    grad: torch.dtype
     momentum: torch.dtype | None
     stochastic: bool
     layout: Layout
@@ -140,10 +148,13 @@ class Table:
         coefficients: Coefficients,
         first: int,
         *,
-        advances: bool,
+        advances: bool = False,
+        looks_ahead: bool = False,
     ) -> None:
         for launch in self._launches:
-            launch.run(grads, coefficients, first, advances=advances)
+            launch.run(
+                grads, coefficients, first, advances=advances, looks_ahead=looks_ahead
+            )
 
 
 class _Launch:
@@ -174,6 +185,7 @@ class _Launch:
         first: int,
         *,
         advances: bool,
+        looks_ahead: bool,
     ) -> None:
         """Update those of some consecutive blocks that are here and have a gradient.
 
@@ -182,6 +194,7 @@ class _Launch:
             coefficients: the numbers that the blocks share.
             first: the place of the first.
             advances: whether they get new noise.
+            looks_ahead: whether to write what momenta will be, in place of parameters.
         """
         start = bisect_left(self._places, first)
         stop = bisect_left(self._places, first + len(grads))
@@ -198,7 +211,7 @@ class _Launch:
                 table.values,
                 table.owners,
                 program,
-                **arguments(kind, coefficients),
+                **arguments(kind, coefficients, looks_ahead=looks_ahead),
                 **LAUNCH,
             )
             if advances:
@@ -314,21 +327,52 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
         blocks: the tensors; parameters and momentum buffers change in place.
         coefficients: the numbers that the blocks share.
     """
+    if coefficients.direction is not None:
+        along.update(blocks, coefficients, coefficients.direction, look_ahead, update)
+        return
     if torch.compiler.is_compiling():
         foreach.update(blocks, coefficients)
-        return
-    if coefficients.direction is not None:
-        along.update(blocks, coefficients, coefficients.direction, update)
         return
     known, others = [], []
     for block in blocks:
         (known if knows(block) else others).append(block)
     reference.update(others, coefficients)
     grads = [b.grad.data_ptr() for b in known]
-    Table(known)._call(grads, coefficients, 0, advances=False)
+    Table(known)._call(grads, coefficients, 0)
     # What autograd saved of the parameters is no longer what they are.
     written = [t for b in known for t in (b.param, b.momentum_buffer) if t is not None]
     torch.autograd.graph.increment_version(written)
+
+
+def look_ahead(
+    blocks: Sequence[Block], targets: Sequence[Tensor], coefficients: Coefficients
+) -> None:
+    """Advance all momenta, and write what they will be if g stays.
+
+    One launch for each kind of blocks, 16 bytes per float32 entry, behind those that
+    make its table. Blocks that the kernel does not know, and everything under
+    torch.compile, go through :func:`saiopt.update.along.look_ahead`.
+
+    Args:
+        blocks: the tensors; only momentum buffers change.
+        targets: as there.
+        coefficients: the numbers that the blocks share.
+    """
+    if torch.compiler.is_compiling():
+        along.look_ahead(blocks, targets, coefficients)
+        return
+    known, others = [], []
+    for block, target in zip(blocks, targets, strict=True):
+        seen = block._replace(param=target, row_scale=None, column_scale=None)
+        if knows(block) and _reaches(seen):
+            known.append(seen)
+        else:
+            others.append((block, target))
+    along.look_ahead([b for b, _ in others], [t for _, t in others], coefficients)
+    grads = [b.grad.data_ptr() for b in known]
+    Table(known)._call(grads, coefficients, 0, looks_ahead=True)
+    momenta = [b.momentum_buffer for b in known if b.momentum_buffer is not None]
+    torch.autograd.graph.increment_version(momenta)
 
 
 def knows(block: Block) -> bool:
@@ -355,18 +399,18 @@ def knows(block: Block) -> bool:
         return False
     codes = None if block.momentum_scale is None else buffer
     vectors = (codes, block.momentum_scale, block.row_scale, block.column_scale)
-    if not all(t is None or t.is_contiguous() for t in vectors):
-        return False
-    maps = _maps(block, _layout(block)).values()
-    return all(sum((size - 1) * step for size, step in m) < 2**31 for m in maps)
+    return all(t is None or t.is_contiguous() for t in vectors) and _reaches(block)
 
 
-def arguments(kind: Kind, coefficients: Coefficients) -> dict[str, object]:
+def arguments(
+    kind: Kind, coefficients: Coefficients, *, looks_ahead: bool = False
+) -> dict[str, object]:
     """Return the kernel's arguments except the table, the owners and the program.
 
     Args:
         kind: of the blocks.
         coefficients: the numbers that the blocks share.
+        looks_ahead: whether the kernel looks ahead.
 
     Returns:
         Arguments by name.
@@ -381,9 +425,11 @@ def arguments(kind: Kind, coefficients: Coefficients) -> dict[str, object]:
         "weight": float(weight - 1 if weight >= 0.5 else weight),
         "multiplier": coefficients.signed_multiplier,
         "DTYPE": _DTYPES[kind.dtype],
+        "GRAD_DTYPE": _DTYPES[kind.grad],
         "MOMENTUM": None if kind.momentum is None else _DTYPES[kind.momentum],
         "BITS": 0 if kind.momentum not in SHIPPED else SHIPPED[kind.momentum].bits,
         "STOCHASTIC": kind.stochastic,
+        "LOOKS_AHEAD": looks_ahead,
         "LR_ON_DEVICE": on_device,
         "LAYOUT": kind.layout,
         "WHOLE": kind.whole,
@@ -421,12 +467,19 @@ def _is_plain(tensor: Tensor, device: torch.device) -> bool:
     )
 
 
+def _reaches(block: Block) -> bool:
+    """Tell whether maps of 32 bits say where all columns of a row lie."""
+    maps = _maps(block, _layout(block)).values()
+    return all(sum((size - 1) * step for size, step in m) < 2**31 for m in maps)
+
+
 def _kind(block: Block) -> Kind:
     param, buffer, layout = block.param, block.momentum_buffer, _layout(block)
     addressed = (param, block.grad, buffer, block.momentum_scale, block.column_scale)
     return Kind(
         param.device,
         param.dtype,
+        block.grad.dtype,
         None if buffer is None else buffer.dtype,
         block.rounding_seed is not None,
         layout,

@@ -23,7 +23,7 @@ class Row(NamedTuple):
     """Hold what a row of the table says of a block: first addresses, 0 for none.
 
     Args:
-        param: θ.
+        param: θ, or the target of a look ahead.
         grad: g; 0 leaves the block out.
         momentum: m or its codes.
         momentum_scale: the scales of the codes.
@@ -133,7 +133,10 @@ def _store(
 
 @triton.jit
 def _encode(values, noise, MAX_CODE: tl.constexpr, STOCHASTIC: tl.constexpr):
-    """Return int32 codes and the groups' scales as float32, shape (groups, 1)."""
+    """Return int32 codes and the groups' scales as float32, shape (groups, 1).
+
+    Dithered codes have scales below 0.
+    """
     # As integers, magnitudes are in order, and infinities and NaN come last.
     magnitudes = values.to(tl.int32, bitcast=True) & 0x7FFFFFFF
     largest = tl.max(magnitudes, axis=1, keep_dims=True)
@@ -145,12 +148,28 @@ def _encode(values, noise, MAX_CODE: tl.constexpr, STOCHASTIC: tl.constexpr):
     scale = bits.to(tl.float32, bitcast=True)
     inverse = tl.where(finite, tl.div_rn(1.0, scale), 0.0)
     if STOCHASTIC:
-        above = noise.to(tl.float32) * 0.0000152587890625
+        levels = values * inverse + noise.to(tl.float32) * 0.0000152587890625
+        levels = tl.maximum(tl.minimum(levels, MAX_CODE), -MAX_CODE)
+        codes = tl.floor(tl.where(finite, levels, 0.0)).to(tl.int32)
+        codes = tl.where(codes == 0, -MAX_CODE - 1.0, codes).to(tl.int32)
+        codes = tl.where(finite & (values != 0.0), codes, 0)
+        scale = -scale
     else:
-        above = 0.5
-    codes = tl.minimum(tl.abs(values) * inverse + above, MAX_CODE)
-    codes = tl.where(finite, codes, 0.0).to(tl.int32)
-    return tl.where(values < 0, -codes, codes), scale
+        codes = tl.minimum(tl.abs(values) * inverse + 0.5, MAX_CODE)
+        codes = tl.where(finite, codes, 0.0).to(tl.int32)
+        codes = tl.where(values < 0, -codes, codes)
+    return codes, scale
+
+
+@triton.jit
+def _decode(codes, scale, noise, MAX_CODE: tl.constexpr, STOCHASTIC: tl.constexpr):
+    """Return what codes stand for, their dither taken off again."""
+    dithered = scale < 0.0
+    levels = tl.where(dithered & (codes == -MAX_CODE - 1.0), 0.0, codes)
+    if STOCHASTIC:
+        off = 0.5 - noise.to(tl.float32) * 0.0000152587890625
+        levels += tl.where(dithered & (codes != 0.0), off, 0.0)
+    return levels * tl.abs(scale)
 
 
 @triton.jit
@@ -220,6 +239,13 @@ def _step_size(
 
 
 @triton.jit
+def _average(old, grad, weight):
+    """Return the new m, or where μ = 0, which forgets even what is not finite, g."""
+    base = tl.where(weight < 0, grad, old)
+    return tl.where(weight == 0, grad, tl.fma(grad - old, weight, base))
+
+
+@triton.jit
 def _load_codes(buffer, entry, first_byte, lane, mask, BITS: tl.constexpr):
     """Read stored momentum, or its codes, as float32."""
     if BITS == 4:
@@ -265,16 +291,20 @@ def update_kernel(
     weight,
     multiplier,
     DTYPE: tl.constexpr,
+    GRAD_DTYPE: tl.constexpr,
     MOMENTUM: tl.constexpr,
     BITS: tl.constexpr,
     STOCHASTIC: tl.constexpr,
+    LOOKS_AHEAD: tl.constexpr,
     LR_ON_DEVICE: tl.constexpr,
     LAYOUT: tl.constexpr,
     WHOLE: tl.constexpr,
     ALIGNED: tl.constexpr,
     GROUPS: tl.constexpr,
 ):
-    """Update `GROUPS` groups of a block.
+    """Update `GROUPS` groups of a block, or advance their m and look ahead.
+
+    To look ahead, μ m + (1-μ) g of the new m is written where θ would be, as float32.
 
     Args:
         table: int64, shape (blocks, `NUM_FIELDS`): a :class:`Row` for each block.
@@ -285,10 +315,12 @@ def update_kernel(
         weight: of g - m in the new m, which is m + weight (g - m) where it is positive,
             g + weight (g - m) where it is negative, and g where it is 0.
         multiplier: of η s in the step, with its sign.
-        DTYPE: of θ and g.
+        DTYPE: of θ, or of the target.
+        GRAD_DTYPE: of g.
         MOMENTUM: dtype of m or of what holds its codes, None without momentum.
         BITS: of a code, 0 where m is not coded.
         STOCHASTIC: whether results round stochastically.
+        LOOKS_AHEAD: whether to look ahead.
         LR_ON_DEVICE: whether `lr` is an address.
         LAYOUT: how entries lie, as `Layout` in :mod:`saiopt.update.triton` says.
         WHOLE: whether the rows of all blocks are whole groups.
@@ -327,9 +359,11 @@ def update_kernel(
     high = noise >> 16
 
     params = _pointer(row, PARAM, DTYPE, ALIGNED) + param_at
-    param = tl.load(params, mask, other=0.0).to(tl.float32)
-    grads = _pointer(row, GRAD, DTYPE, ALIGNED) + grad_at
-    momentum = tl.load(grads, mask, other=0.0).to(tl.float32)
+    if not LOOKS_AHEAD:
+        param = tl.load(params, mask, other=0.0).to(tl.float32)
+    grads = _pointer(row, GRAD, GRAD_DTYPE, ALIGNED) + grad_at
+    grad = tl.load(grads, mask, other=0.0).to(tl.float32)
+    momentum = grad
 
     if BITS > 0:
         scales = _pointer(row, MOMENTUM_SCALE, tl.bfloat16, ALIGNED) + group
@@ -351,17 +385,25 @@ def update_kernel(
         runs = mask & (weight != 0)
         old = _load_codes(buffer, momentum_at, first_byte, lane, runs, BITS)
         if BITS > 0:
-            old *= tl.load(scales, held & (weight != 0), other=0.0).to(tl.float32)
-        base = tl.where(weight < 0, momentum, old)
-        moved = tl.fma(momentum - old, weight, base)
+            unit = tl.load(scales, held & (weight != 0), other=0.0).to(tl.float32)
+            dither = noise
+            if STOCHASTIC:
+                # The noise of the last step, which the codes were made with.
+                dither = _mix(index.to(tl.uint32) ^ _mix(seed)) >> 16
+            old = _decode(old, unit, dither, 2.0 ** (BITS - 1) - 1.0, STOCHASTIC)
         # What is forgotten may not be finite, and the gradient neither.
-        momentum = tl.where(weight == 0, momentum, moved)
+        momentum = _average(old, grad, weight)
 
-    if LR_ON_DEVICE:
-        lr = tl.load(lr).to(tl.float32)
-    step = multiplier * (lr * tl.load(_pointer(row, SCALE, tl.float32, False)))
-    step = _step_size(row, step, line, column, held, mask, LAYOUT, ALIGNED)
-    param = tl.fma(momentum, step, param * (1.0 - lr * weight_decay))
+    if LOOKS_AHEAD:
+        param = grad
+        if MOMENTUM is not None:
+            param = _average(momentum, grad, weight)
+    else:
+        if LR_ON_DEVICE:
+            lr = tl.load(lr).to(tl.float32)
+        step = multiplier * (lr * tl.load(_pointer(row, SCALE, tl.float32, False)))
+        step = _step_size(row, step, line, column, held, mask, LAYOUT, ALIGNED)
+        param = tl.fma(momentum, step, param * (1.0 - lr * weight_decay))
     _store(params, param, noise & 0xFFFF, mask, DTYPE, STOCHASTIC)
 
     if BITS > 0:
