@@ -71,10 +71,11 @@ def _look_ahead(blocks: Sequence[Block], coefficients: Coefficients) -> Tensor:
     count, *shape = reference.matrices(first.shape, stacked=coefficients.stacked)
     dtype = reference.arithmetic_dtype(first)
     stack = first.new_empty(len(blocks) * count, *shape, dtype=dtype)
-    slots = [slot.view(first.shape) for slot in stack.view(len(blocks), -1).unbind()]
     plain: list[tuple[Tensor, Tensor, Tensor]] = []
-    for block, slot in zip(blocks, slots, strict=True):
-        momentum = block.momentum_buffer
+    parts = stack.view(len(blocks), -1).unbind()
+    for block, part in zip(blocks, parts, strict=True):
+        # Matrices of one shape may be parameters of several.
+        slot, momentum = part.view(block.param.shape), block.momentum_buffer
         if momentum is not None and reference.computes_in_place(block):
             plain.append((slot, block.grad, momentum))
         else:
