@@ -342,6 +342,16 @@ def test_a_stopped_run_goes_on_with_codes(
 
 
 @pytest.mark.parametrize("name", OURS)
+def test_steps_within_the_backward_pass_give_the_same_numbers(
+    name: str, tiny: Recipe, tmp_path: Path
+) -> None:
+    kept = override(tiny, {"clip_norm": "0"})
+    released = override(kept, {"gradient_release": "true"})
+    found = [carry(Run(recipe, name, 0.01, 0), tmp_path) for recipe in (kept, released)]
+    assert found[0].result["metrics"] == found[1].result["metrics"]
+
+
+@pytest.mark.parametrize("name", OURS)
 def test_what_is_built_is_sgdsai(name: str) -> None:
     optimizer = build(f"{name}-int8", model())
     assert isinstance(optimizer, SGDSaI)
