@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 # One thread: its numbers do not depend on how many cores there are.
 demo: .venv/installed
-	$(BIN)/saiopt compare gpt-stdlib --optimizers sgdsai adamw sgdm-decoupled --seeds 0 --threads 1
+	$(BIN)/saiopt compare gpt-stdlib --optimizers sgdsai-orthogonal sgdsai adamw --seeds 0 --threads 1
 
 test: .venv/installed
 	$(BIN)/python -m pytest

@@ -34,6 +34,7 @@ RIVALS = (
     "sgdm-fused",
     "adamw-foreach",
     "adamw-fused",
+    "muon",
     "adam-mini",
     "prodigy",
     "sgd-sai",

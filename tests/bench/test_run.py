@@ -138,6 +138,45 @@ def test_the_timed_calibration_calibrates_on_state_that_exists():
     assert seen == [(0.0, True)]
 
 
+def test_steps_of_whole_matrices_run_where_they_are_asked_for_only():
+    usual = Plan("tiny").chosen
+    assert "sgdsai-factored-int4" in usual
+    slow = set(candidates()) - set(usual)
+    kinds = ("float32", "bf16", "int8", "int4")
+    assert slow == {"muon", *(f"sgdsai-orthogonal-{kind}" for kind in kinds)}
+    assert set(Plan("tiny", ("muon",)).chosen) == {"muon"}
+
+
+def test_rules_by_role_take_the_bytes_of_one_state_and_muon_more():
+    kinds = {"float32": 4.1, "bf16": 2.1, "int8": 1.16, "int4": 0.66}
+    names = [f"sgdsai-{r}-{k}" for r in ("orthogonal", "factored") for k in kinds]
+    rows = run_bench(Plan("tiny", (*names, "muon"), rounds=1, steps=1))
+    assert {row.status for row in rows} == {"ok"}
+    *ours, muon = rows
+    for row, most in zip(ours, [*kinds.values()] * 2, strict=True):
+        assert row.state_bytes_per_param <= most
+        assert row.calibration_ms is not None
+    # Both states of the embedding and of the norm, one of the rest.
+    rest = (64 * 128 + 128) / muon.num_params
+    assert muon.state_bytes_per_param == pytest.approx(4 + 4 * rest, abs=1e-3)
+
+
+def test_what_is_timed_after_the_first_step_no_longer_measures():
+    model = skeleton("tiny")
+    params = allocate(model, torch.float32, CPU)
+    optimizer = candidates()["sgdsai-orthogonal-float32"].build(params, model)
+    for _ in range(3):
+        optimizer.step()
+    rules = {g["role"]: g["scaling"] for g in optimizer.param_groups}
+    assert rules == {
+        "embedding": "factored",
+        "hidden": "orthogonal",
+        "vector": "factored",
+    }
+    measured = [e["num_measured"] for e in optimizer.state.values() if len(e) > 2]
+    assert [int(n) for n in measured] == [1, 1]
+
+
 def test_rows_are_written_as_csv_with_a_heading(rows, tmp_path):
     path = tmp_path / "new" / "rows.csv"
     write_csv(rows, path)
@@ -153,7 +192,14 @@ def test_rows_are_written_as_csv_with_a_heading(rows, tmp_path):
 @pytest.mark.parametrize("width", [80, 120])
 def test_no_line_is_cut_or_wider_than_the_terminal(rows, width):
     console = Console(width=width, file=StringIO())
-    slow = replace(rows[0], step_ms=2345.6, step_ms_q1=2300.0, step_ms_q3=12345.0)
+    longest = max((c.label for c in candidates().values()), key=len)
+    slow = replace(
+        rows[0],
+        optimizer=longest,
+        step_ms=2345.6,
+        step_ms_q1=2300.0,
+        step_ms_q3=12345.0,
+    )
     failed = replace(rows[0], optimizer="other", step_ms=None, status="not installed")
     for item in renderables([*rows, slow, failed]):
         console.print(item)

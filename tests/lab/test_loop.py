@@ -66,7 +66,10 @@ def test_another_seed_gives_other_numbers(tiny: Recipe, tmp_path: Path) -> None:
     assert values[0] != values[1]
 
 
-@pytest.mark.parametrize("optimizer", ["sgdsai", "adamw", "sgd"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["sgdsai", "adamw", "sgd", "sgdsai-orthogonal-int4", "sgdsai-factored"],
+)
 @pytest.mark.parametrize("step", [2, 4, 5, 11])
 def test_a_stopped_run_ends_with_the_numbers_of_one_that_was_not(
     tiny: Recipe, tmp_path: Path, optimizer: str, step: int

@@ -107,6 +107,13 @@ def test_every_optimizer_solves_a_least_squares_problem(name: str) -> None:
         # Rows and columns of the matrix, all of the bias.
         ("adafactor", 100 + 10 + 10, 2),
         ("muon", 1000 + 20, 1),
+        # A scale of each of the two blocks; the bias counts what it measures, with a
+        # sum in float64.
+        ("sgdsai-orthogonal", 1010, 2 + 1 + 2),
+        # Scales and shares of the matrix's rows and columns.
+        ("sgdsai-factored", 1010 + 2 * 110, 2 + 2 * (1 + 2)),
+        ("muon-factored", 1010, 2 + 1 + 2),
+        ("muon-adamw", 1000 + 20, 1),
         ("lion", 1010, 0),
         # The bias starts where it was drawn, so that all four buffers are there.
         ("prodigy", 4 * 1010, 0),

@@ -19,7 +19,11 @@ from saiopt.lab.run import Run
 
 CPU = torch.device("cpu")
 OPTIMIZERS = ["sgdsai", "adamw", "sgd"]
-MOMENTA = ["sgdsai", "sgdsai-bf16", "sgdsai-int8", "sgdsai-int4"]
+MOMENTA = [
+    *("sgdsai", "sgdsai-bf16", "sgdsai-int8", "sgdsai-int4"),
+    # Stopped while it calibrates.
+    "sgdsai-factored-int4",
+]
 SHARDED = [
     name
     for name, spec in OPTIMIZERS_BY_NAME.items()
@@ -52,6 +56,14 @@ def test_shards_of_rivals_give_the_numbers_of_one_process(workers, tmp_path, opt
     for found in workers.run(2, lab_ranks.train, tmp_path, optimizer, "fsdp2"):
         assert found[0] == pytest.approx(alone[0], rel=1e-4)
         assert found[1] == [(s, pytest.approx(v, rel=1e-4)) for s, v in alone[1]]
+
+
+def test_whole_matrices_on_ranks_give_the_numbers_of_one_process(workers, tmp_path):
+    name = "sgdsai-orthogonal"
+    alone = lab_ranks.train(tmp_path / "alone", name)
+    for found in workers.run(2, lab_ranks.train, tmp_path, name, "ddp"):
+        assert found[0] == pytest.approx(alone[0], rel=1e-4)
+        assert found[2] == alone[2]
 
 
 @pytest.mark.parametrize("optimizer", ["adafactor", "prodigy"])

@@ -49,6 +49,11 @@ def tasks(
     ("name", "optimizer"),
     [
         *((name, "sgdsai") for name in SMALL),
+        # Convolutions and adapters are hidden matrices too.
+        ("ddpm-digits", "muon-factored"),
+        ("resnet-digits", "muon-adamw"),
+        ("ddpm-digits", "sgdsai-orthogonal"),
+        ("lora-pydoc", "sgdsai-orthogonal"),
         # Gradients that nobody clears would add up, and be clipped, from the resume on.
         ("lora-pydoc", "sgdsai-frozen-a"),
         ("lora-ddpm-digits", "adamw-frozen-a"),

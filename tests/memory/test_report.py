@@ -50,6 +50,53 @@ def test_no_line_is_cut_or_wider_than_the_terminal(published_models, width):
     assert " ".join(cells) == "SGDM 5.80 5.80 5.80 17.41 11.90 4.00 5.93 5.93"
 
 
+@pytest.mark.parametrize("model", ["gpt2-xl", "resnet18"])
+def test_rules_by_role_and_muon_fit_the_terminal_beside_the_paper(model):
+    names = ["muon", "sgdsai", "sgdsai-orthogonal", "sgdsai-factored"]
+    reports = report_memory([model], optimizers=names)
+    console = Console(width=80, file=StringIO())
+    for item in renderables(reports):
+        console.print(item)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+    for label in ("Muon + AdamW", "orthogonal float32", "factored int4"):
+        assert any(line.startswith(label + " ") for line in lines)
+    assert any(line.startswith("orthogonal, factored: SGD-SaI") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("state_dtype", "most"),
+    [("float32", 4.02), ("bfloat16", 2.02), ("int8", 1.09), ("int4", 0.60)],
+)
+@pytest.mark.parametrize("name", ["sgdsai-orthogonal", "sgdsai-factored"])
+def test_one_state_of_gpt2_takes_its_bytes(name, state_dtype, most):
+    (report,) = report_memory(["gpt2"], optimizers=[name], state_dtypes=[state_dtype])
+    assert report.rows[0].estimate.state_bytes_per_parameter <= most
+
+
+def test_muon_with_adamw_has_one_state_for_hidden_matrices_and_two_for_the_rest():
+    (report,) = report_memory(["gpt2"], optimizers=["muon"])
+    hidden = 12 * 12 * 768**2
+    rest = 124_439_808 - hidden
+    expected = (4 * hidden + 8 * rest) / 124_439_808
+    found = report.rows[0].estimate.state_bytes_per_parameter
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_orthogonal_step_has_no_shards_and_says_so():
+    names = ["sgdsai-orthogonal", "sgdsai-factored"]
+    (report,) = report_memory(
+        ["gpt2"], optimizers=names, state_dtypes=["int8"], num_shards=4
+    )
+    orthogonal, factored = report.rows
+    assert orthogonal.estimate is None
+    assert orthogonal.note == (
+        "orthogonal int8 needs whole matrices, which no rank has of a sharded model"
+    )
+    assert factored.estimate.state_bytes_per_parameter < 1.12
+
+
 def test_json_holds_bytes_and_what_the_table_shows(published_models):
     value = json.loads(json.dumps(as_json(published_models)))
     row = value[0]["rows"][0]

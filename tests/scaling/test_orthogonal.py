@@ -162,6 +162,22 @@ def test_a_convolution_moves_as_its_flattened_matrix(execution):
 
 
 @EVERY_EXECUTION
+def test_parameters_of_several_shapes_may_be_matrices_of_one(execution):
+    conv, flat = nn.Parameter(random(8, 3, 2, 2)), nn.Parameter(random(8, 12))
+    alone = [nn.Parameter(p.detach().clone()) for p in (conv, flat)]
+    together = SGDSaI([conv, flat], scaling="orthogonal", **execution)
+    each = [SGDSaI([p], scaling="orthogonal", **execution) for p in alone]
+    for step in range(3):
+        for param, copied in zip((conv, flat), alone, strict=True):
+            param.grad = random(*param.shape, seed=step)
+            copied.grad = param.grad.clone()
+        for optimizer in (together, *each):
+            optimizer.step()
+    for param, copied in zip((conv, flat), alone, strict=True):
+        torch.testing.assert_close(param, copied, rtol=0, atol=1e-6)
+
+
+@EVERY_EXECUTION
 def test_stacked_matrices_move_as_each_by_itself(execution):
     stack = nn.Parameter(random(3, 5, 4))
     alone = [nn.Parameter(m.clone()) for m in stack.detach()]

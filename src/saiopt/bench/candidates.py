@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from saiopt.memory.optimizers import STATE_DTYPES, adam_mini
+from saiopt.memory.by_role import MuonWithAdamW, groups_by_role
+from saiopt.memory.optimizers import STATE_DTYPES, StateDtype, adam_mini
 from saiopt.optimizer import SGDSaI
 
 # So small that no rule moves a weight far in any number of steps.
@@ -39,12 +40,15 @@ class Candidate:
             optimizer.
         distribution: the package on the index that it comes from.
         module: that the package installs.
+        by_default: whether it runs where none is asked for. A step of whole matrices
+            takes seconds on a CPU.
     """
 
     label: str
     build: Build
     distribution: str
     module: str
+    by_default: bool = True
 
     @property
     def is_installed(self) -> bool:
@@ -77,14 +81,30 @@ def silenced() -> Iterator[None]:
 def _ours() -> dict[str, Candidate]:
     found = {}
     for kind, state_dtype in STATE_DTYPES.items():
+        short = kind.replace("bfloat", "bf")
         for execution, flags in EXECUTIONS.items():
             name = "reference" if execution == "loop" else execution
             build = _plain(SGDSaI, state_dtype=state_dtype, **flags)
-            short = kind.replace("bfloat", "bf")
             found[f"sgdsai-{name}-{short}"] = Candidate(
                 f"saiopt {name} {short}", build, "saiopt", "saiopt"
             )
+        for rule, label in (("orthogonal", "orthog."), ("factored", "factored")):
+            build = _by_role(rule, state_dtype)
+            usual = rule != "orthogonal"
+            found[f"sgdsai-{rule}-{short}"] = Candidate(
+                f"saiopt {label} {short}", build, "saiopt", "saiopt", usual
+            )
     return found
+
+
+def _by_role(rule: str, state_dtype: StateDtype) -> Build:
+    # One gradient is measured, so that the steps that are timed after it are ordinary.
+    return lambda params, model: SGDSaI(
+        groups_by_role(model, params, rule, _DECAY),
+        lr=_LR,
+        calibration_steps=1,
+        state_dtype=state_dtype,
+    )
 
 
 def _torch() -> dict[str, Candidate]:
@@ -94,6 +114,7 @@ def _torch() -> dict[str, Candidate]:
         adamw = _plain(torch.optim.AdamW, **flags)
         found[f"sgdm-{execution}"] = _of_torch(f"SGDM {execution}", sgd)
         found[f"adamw-{execution}"] = _of_torch(f"AdamW {execution}", adamw)
+    found["muon"] = _of_torch("Muon + AdamW", _muon, by_default=False)
     return found
 
 
@@ -125,8 +146,8 @@ def _packages() -> dict[str, Candidate]:
     return found
 
 
-def _of_torch(label: str, build: Build) -> Candidate:
-    return Candidate(label, build, "torch", "torch")
+def _of_torch(label: str, build: Build, *, by_default: bool = True) -> Candidate:
+    return Candidate(label, build, "torch", "torch", by_default)
 
 
 def _plain(kind: Callable[..., Optimizer], **options: object) -> Build:
@@ -140,6 +161,10 @@ def _imported(module: str, attribute: str, **options: object) -> Build:
         return _plain(kind, **options)(params, model)
 
     return build
+
+
+def _muon(params: list[nn.Parameter], model: nn.Module) -> Optimizer:
+    return MuonWithAdamW(model, params, lr=_LR, weight_decay=_DECAY)
 
 
 def _adam_mini(params: list[nn.Parameter], model: nn.Module) -> Optimizer:

@@ -17,7 +17,7 @@ class Plan:
 
     Args:
         shapes: as :func:`saiopt.bench.shapes.skeleton` takes them.
-        optimizers: names of candidates, all where empty.
+        optimizers: names of candidates; where empty, all that run by default.
         device: ``cpu`` or ``cuda``.
         dtype: a key of :data:`saiopt.memory.report.DTYPES`.
         rounds: passes over all candidates, >= 1, each in another order.
@@ -59,4 +59,5 @@ class Plan:
     def chosen(self) -> dict[str, Candidate]:
         """Return the candidates by name."""
         known = candidates()
-        return {name: known[name] for name in self.optimizers or known}
+        usual = (name for name, c in known.items() if c.by_default)
+        return {name: known[name] for name in self.optimizers or usual}

@@ -65,7 +65,16 @@ def allocate(
 
 
 def _tiny_model() -> nn.Module:
-    shapes = {"wte": (64, 128), "attn": (384, 128), "mlp": (512, 128), "norm": (128,)}
-    return nn.ParameterDict(
-        {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    )
+    with torch.device("meta"):
+        matrices = {
+            "attn": nn.Linear(128, 384, bias=False),
+            "mlp": nn.Linear(128, 512, bias=False),
+        }
+        return nn.ModuleDict(
+            {
+                "wte": nn.Embedding(64, 128),
+                # Within a block, where neither is an output layer.
+                "block": nn.ModuleDict(matrices),
+                "norm": nn.RMSNorm(128),
+            }
+        )

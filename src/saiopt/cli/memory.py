@@ -16,7 +16,7 @@ class Memory:
     Args:
         models: Names such as gpt2-xl or llama2-7b, Hugging Face config.json files, or
             package.module:callable.
-        optimizers: Names.
+        optimizers: Names, also sgdsai-orthogonal, sgdsai-factored and muon.
         dtype: Of the weights: float32, bfloat16 or float16.
         state_dtype: Of SGD-SaI's momentum: float32, bfloat16, int8 or int4.
         shards: Ranks that share each model as in FSDP; the fullest one is shown.

@@ -152,7 +152,12 @@ def _state(
     # It chooses the momentum's form from the whole block, and cuts that by rows.
     whole = [_shard(p, dtype, 1) for p in model.parameters() if p.requires_grad]
     optimizer = allocate_state(whole, optimizer_factory)
-    return [_largest_rows(t, num_shards) for t in state_tensors(optimizer)]
+    return [
+        # What differs from column to column is whole on every rank.
+        tensor if key.startswith("column_") else _largest_rows(tensor, num_shards)
+        for entry in optimizer.state.values()
+        for key, tensor in entry.items()
+    ]
 
 
 def _largest_rows(tensor: Tensor, num_shards: int) -> Tensor:

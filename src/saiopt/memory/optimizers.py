@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,10 @@ from torch.optim import Optimizer
 
 from saiopt.optimizer import SGDSaI
 
+from .by_role import RULES, MuonWithAdamW, groups_by_role
 from .state_allocation import OptimizerFactory
 
-StateDtype = torch.dtype | str
+StateDtype = torch.dtype | Literal["int4"]
 STATE_DTYPES: Mapping[str, StateDtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -46,20 +48,32 @@ class OptimizerChoice:
 
     Args:
         label: its name in tables.
-        factory: from the model, whose names and sizes some optimizers want to know, to
-            a factory.
+        factory: from the model, whose modules, names and sizes some optimizers want to
+            know, to a factory.
         package: that it comes from, None for torch and this one.
+        shards: whether it can step parameters of which a rank holds a part.
     """
 
     label: str
     factory: Callable[[nn.Module], OptimizerFactory]
     package: Package | None = None
+    shards: bool = True
 
 
 def _plain(
     build: Callable[..., Optimizer], **options: object
 ) -> Callable[[nn.Module], OptimizerFactory]:
     return lambda _: lambda params: build(params, **options)
+
+
+def _by_role(
+    rule: str, state_dtype: StateDtype | None = None
+) -> Callable[[nn.Module], OptimizerFactory]:
+    return lambda model: (
+        lambda params: SGDSaI(
+            groups_by_role(model, params, rule), state_dtype=state_dtype
+        )
+    )
 
 
 def _imported(module: str, name: str) -> Callable[[nn.Module], OptimizerFactory]:
@@ -115,19 +129,34 @@ CHOICES: dict[str, OptimizerChoice] = {
         _imported("prodigyopt", "Prodigy"),
         Package("prodigyopt", "prodigyopt", _copies(4)),
     ),
+    "muon": OptimizerChoice(
+        "Muon + AdamW", lambda model: lambda params: MuonWithAdamW(model, params)
+    ),
     "sgdsai": OptimizerChoice("SGD-SaI", _plain(SGDSaI)),
+    **{
+        f"sgdsai-{rule}": OptimizerChoice(
+            f"SGD-SaI {rule}", _by_role(rule), shards=rule != "orthogonal"
+        )
+        for rule in RULES
+    },
 }
+# What has a row for each dtype of its momentum.
+SGDSAI = ("sgdsai", *(f"sgdsai-{rule}" for rule in RULES))
 COMPARED = ("adamw", "sgdm", "adam-mini", "prodigy", "sgdsai")
 
 
-def sgdsai_with(state_dtype: str) -> OptimizerChoice:
+def sgdsai_with(name: str, state_dtype: str) -> OptimizerChoice:
     """Return SGD-SaI with momentum of a dtype.
 
     Args:
+        name: one of :data:`SGDSAI`.
         state_dtype: a key of :data:`STATE_DTYPES`.
     """
-    label = f"SGD-SaI {state_dtype.replace('bfloat', 'bf')}"
-    return OptimizerChoice(label, _plain(SGDSaI, state_dtype=STATE_DTYPES[state_dtype]))
+    rule = name.removeprefix("sgdsai").removeprefix("-")
+    label = f"{rule or 'SGD-SaI'} {state_dtype.replace('bfloat', 'bf')}"
+    kind = STATE_DTYPES[state_dtype]
+    factory = _by_role(rule, kind) if rule else _plain(SGDSaI, state_dtype=kind)
+    return replace(CHOICES[name], label=label, factory=factory)
 
 
 def is_installed(choice: OptimizerChoice) -> bool:

@@ -17,6 +17,7 @@ from .models import build_model
 from .optimizers import (
     CHOICES,
     COMPARED,
+    SGDSAI,
     STATE_DTYPES,
     OptimizerChoice,
     formula_factory,
@@ -151,8 +152,10 @@ def _choices(
 ) -> list[tuple[str, OptimizerChoice]]:
     choices = []
     for name in optimizers:
-        if name == "sgdsai":
-            choices += [(f"{name}-{kind}", sgdsai_with(kind)) for kind in state_dtypes]
+        if name in SGDSAI:
+            choices += [
+                (f"{name}-{kind}", sgdsai_with(name, kind)) for kind in state_dtypes
+            ]
         else:
             choices.append((name, CHOICES[name]))
     return choices
@@ -199,6 +202,9 @@ def _row(
         return estimate(model, factory, dtype=dtype, num_shards=num_shards)
 
     label, package = choice.label, choice.package
+    if num_shards > 1 and not choice.shards:
+        note = f"{label} needs whole matrices, which no rank has of a sharded model"
+        return Row(label, None, note, published_gb)
     problem = None
     if is_installed(choice):
         try:

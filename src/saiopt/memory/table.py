@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from .by_role import RULES
 from .report import Report, Row, published
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ _MEANING = (
     "GiB = 2^30 bytes of tensors, without activations. release: the total when each "
     "parameter steps during the backward pass and its gradient is freed. bytes/param: "
     "of state. state blocks: what the CUDA allocator counts for it."
+)
+
+_RULES = (
+    "orthogonal, factored: SGD-SaI by the roles of parameters, with that rule for "
+    "hidden matrices and factored scales for all others; with what calibration sums up."
 )
 
 
@@ -67,7 +73,7 @@ def memory_table(report: Report) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for row in report.rows:
         cells = _cells(row)[: len(columns)]
-        style = "bold" if row.optimizer.startswith("SGD-SaI") else None
+        style = "bold" if row.optimizer.startswith(("SGD-SaI", *RULES)) else None
         table.add_row(row.optimizer, *cells, style=style)
     return table
 
@@ -102,6 +108,8 @@ def notes(reports: Sequence[Report]) -> list[str]:
     shown = [row for report in reports for row in report.rows]
     if any(row.published_gb is not None for row in shown):
         texts.append(f"paper GB: {published()['source']}; compare with state blocks.")
+    if any(row.optimizer.startswith(RULES) for row in shown):
+        texts.append(_RULES)
     texts += [
         f"{report.model}: {published()['notes'][report.model]}."
         for report in reports

@@ -113,8 +113,9 @@ def _stack(blocks: Sequence[Block], *, stacked: bool) -> tuple[Tensor, list[Tens
     count, *shape = reference.matrices(first.shape, stacked=stacked)
     dtype = reference.arithmetic_dtype(first)
     stack = first.new_empty(len(blocks) * count, *shape, dtype=dtype)
-    parts = stack.view(len(blocks), -1).unbind()
-    return stack, [part.view(first.shape) for part in parts]
+    parts = zip(blocks, stack.view(len(blocks), -1), strict=True)
+    # Matrices of one shape may be parameters of several.
+    return stack, [part.view(block.param.shape) for block, part in parts]
 
 
 def _along(block: Block, direction: Tensor) -> Block:

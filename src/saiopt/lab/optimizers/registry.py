@@ -1,14 +1,25 @@
 """The names under which recipes and commands know the optimizers."""
 
+from collections.abc import Callable, Iterator
+
 from torch import nn
 from torch.optim import Optimizer
 
-from saiopt.lab.optimizers import adam_mini, low_rank, muon, scaled_once
+from saiopt.lab.optimizers import (
+    adam_mini,
+    by_role,
+    low_rank,
+    muon,
+    muon_by_role,
+    scaled_once,
+)
 from saiopt.lab.optimizers.grouped import grouped, sgd
 from saiopt.lab.optimizers.spec import OptimizerSpec
 
 _RELEASE = "defaults of the authors' release 1.0.3"
 _GPT3 = "Brown et al. 2020 (GPT-3), appendix B"
+
+_LOW_BITS = {"bf16": "bfloat16", "int8": "int8", "int4": "int4"}
 
 _adamw = grouped("torch.optim", "AdamW")
 _ADAMW_SETTINGS = {"betas": (0.9, 0.95), "eps": 1e-8}
@@ -19,6 +30,25 @@ def _sai(scaling: str, source: str = _RELEASE) -> OptimizerSpec:
     # Algorithm 1 divides by the largest g-SNR of all gradients.
     alone = scaling != "gsnr_max"
     return OptimizerSpec(scaled_once.sgdsai, settings, source, steps_in_backward=alone)
+
+
+def _by_role(
+    name: str, build: Callable[..., Optimizer], source: str, *, shards: bool
+) -> Iterator[tuple[str, OptimizerSpec]]:
+    """Yield SGD-SaI by roles, and with momentum in fewer bits."""
+    for suffix, state_dtype in {"": None, **_LOW_BITS}.items():
+        short = {} if state_dtype is None else {"state_dtype": state_dtype}
+        yield (
+            f"{name}-{suffix}" if suffix else name,
+            OptimizerSpec(
+                build,
+                {"momentum": 0.9, **short},
+                f"as {name}, with momentum in {state_dtype}" if suffix else source,
+                lr_of=name if suffix else None,
+                steps_in_backward=True,
+                shards=shards,
+            ),
+        )
 
 
 OPTIMIZERS: dict[str, OptimizerSpec] = {
@@ -32,8 +62,25 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
             lr_of="sgdsai",
             steps_in_backward=True,
         )
-        for suffix, name in (("bf16", "bfloat16"), ("int8", "int8"), ("int4", "int4"))
+        for suffix, name in _LOW_BITS.items()
     },
+    # Its matrices must be whole.
+    **dict(
+        _by_role(
+            "sgdsai-orthogonal",
+            by_role.orthogonal,
+            "ours: Muon on a balanced momentum, factored scales for the rest",
+            shards=False,
+        )
+    ),
+    **dict(
+        _by_role(
+            "sgdsai-factored",
+            by_role.factored,
+            "ours: Adafactor's second moment, measured once",
+            shards=True,
+        )
+    ),
     "sgdm-decoupled": _sai("none", "as sgdsai, with every scale 1"),
     "adamw": OptimizerSpec(_adamw, _ADAMW_SETTINGS, _GPT3),
     "sgd": OptimizerSpec(sgd, {"momentum": 0.9}, "the usual momentum"),
@@ -61,6 +108,24 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         muon.muon,
         {"momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-8},
         "Jordan et al. 2024; update size of Liu et al. 2025, section 2.2",
+    ),
+    "muon-factored": OptimizerSpec(
+        muon_by_role.muon_factored,
+        {"momentum": 0.95, "momentum_of_rest": 0.9},
+        "as muon, for what sgdsai-orthogonal steps so; the rest as sgdsai-orthogonal",
+        shards=False,
+    ),
+    "muon-adamw": OptimizerSpec(
+        muon_by_role.muon_adamw,
+        {
+            "momentum": 0.95,
+            **_ADAMW_SETTINGS,
+            "embedding": 4.0,
+            "head": 1.0,
+            "vector": 1.0,
+        },
+        "as muon, for what sgdsai-orthogonal steps so; a multiplier of lr by role",
+        shards=False,
     ),
     "lion": OptimizerSpec(
         grouped("lion_pytorch", "Lion"),

@@ -1,0 +1,271 @@
+"""Muon for what SGD-SaI steps orthogonally, factored scales or AdamW for the rest.
+
+The controls of the rule ``"orthogonal"``: the same parameters get an orthogonal step,
+of torch's own Muon.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, DEFAULT_NS_STEPS, EPS
+from torch.optim._muon import muon as muon_step
+
+from saiopt.lab.optimizers.stepping import Stepping
+from saiopt.optimizer import SGDSaI, orthogonal_groups
+
+Group = dict[str, Any]
+
+
+class MuonWithFactored(SGDSaI):
+    """Step some groups with Muon and the others with SGD-SaI.
+
+    Muon's state is SGD-SaI's momentum, so that a checkpoint is one of SGD-SaI: its
+    float64 sums keep their dtype, also in the middle of a calibration.
+
+    Args:
+        groups: For SGD-SaI; those with ``by_muon`` are stepped by Muon, with the
+            group's momentum.
+        lr: η of both parts.
+        momentum: μ of the groups that have none of their own.
+    """
+
+    def __init__(self, groups: Sequence[Group], lr: float, momentum: float) -> None:
+        super().__init__(list(groups), lr=lr, momentum=momentum)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform one step.
+
+        Args:
+            closure: Reevaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        chosen = [group for group in self.param_groups if group["by_muon"]]
+        with _hidden_gradients(chosen):
+            super().step()
+        for group in chosen:
+            step_by_muon(group, self.state)
+        return loss
+
+
+class MuonWithAdamWByRole(Stepping):
+    """Step some groups with Muon and the others with AdamW at rates of their own.
+
+    A group's ``lr_multiplier`` multiplies the step but not the decay, whatever the
+    learning rate is set to.
+
+    Args:
+        groups: With ``by_muon``, ``lr_multiplier`` and ``weight_decay``.
+        lr: η of both parts.
+        momentum: μ of Muon.
+        betas: β₁ and β₂ of AdamW.
+        eps: ε of AdamW.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        lr: float,
+        momentum: float,
+        betas: tuple[float, float],
+        eps: float,
+    ) -> None:
+        chosen = [{**g, "momentum": momentum} for g in groups if g["by_muon"]]
+        others = [group for group in groups if not group["by_muon"]]
+        self._adamw = AdamW(others, lr=lr, betas=betas, eps=eps) if others else None
+        rest = self._adamw.param_groups if self._adamw else []
+        super().__init__([*chosen, *_with_names(rest)], {"lr": lr})
+
+    def _update(self) -> None:
+        for group in self.param_groups:
+            if group["by_muon"]:
+                _allocate(group, self.state)
+                step_by_muon(group, self.state)
+        if self._adamw is None:
+            return
+        # Loading a state_dict replaces these objects, so that they are shared here.
+        rest = [group for group in self.param_groups if not group["by_muon"]]
+        self._adamw.param_groups, self._adamw.state = rest, self.state
+        with _multiplied_rates(rest):
+            self._adamw.step()
+
+
+def muon_factored(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    *,
+    momentum: float,
+    momentum_of_rest: float,
+) -> Optimizer:
+    """Build Muon for hidden matrices and factored scales for all others.
+
+    Roles, multipliers and decay are those of SGD-SaI's groups by role.
+
+    Args:
+        model: What is trained.
+        lr: η of both parts.
+        weight_decay: λ of all parameters but vectors.
+        momentum: μ of Muon.
+        momentum_of_rest: μ of the others.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: If there is no hidden matrix.
+    """
+    groups = _groups(model, weight_decay, {}, "muon-factored")
+    # A rule that needs no gradient: SGD-SaI never sees those of these groups.
+    own = {"scaling": "none", "momentum": momentum}
+    chosen = [{**group, **own} if group["by_muon"] else group for group in groups]
+    return MuonWithFactored(chosen, lr, momentum_of_rest)
+
+
+def muon_adamw(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    *,
+    momentum: float,
+    betas: tuple[float, float],
+    eps: float,
+    embedding: float,
+    head: float,
+    vector: float,
+) -> Optimizer:
+    """Build Muon for hidden matrices and AdamW with a rate by role for all others.
+
+    Args:
+        model: What is trained.
+        lr: η.
+        weight_decay: λ of all parameters but vectors; the decay per step is η·λ
+            whatever the multiplier.
+        momentum: μ of Muon.
+        betas: β₁ and β₂ of AdamW.
+        eps: ε of AdamW.
+        embedding: Multiplier of η for embeddings, tied ones too.
+        head: The same for output layers.
+        vector: The same for vectors.
+
+    Returns:
+        The optimizer.
+
+    Raises:
+        ValueError: If there is no hidden matrix.
+    """
+    rates = {"tied": embedding, "embedding": embedding, "head": head, "vector": vector}
+    groups = _groups(model, weight_decay, rates, "muon-adamw")
+    return MuonWithAdamWByRole(groups, lr, momentum, betas, eps)
+
+
+def step_by_muon(group: Group, states: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
+    """Step the parameters of a group that have gradients by torch's Muon.
+
+    Args:
+        group: With ``lr``, ``lr_multiplier``, ``weight_decay``, ``momentum`` and
+            ``stacked``. Parameters are flattened to rows × columns, stacked ones
+            matrix by matrix.
+        states: State by parameter, with its ``momentum_buffer``.
+    """
+    stepped = [p for p in group["params"] if p.grad is not None]
+    is_stacked = group.get("stacked", False)
+    buffers = (states[p]["momentum_buffer"] for p in stepped)
+    # Not reshape: a copy in their place would be updated for nothing.
+    params, momenta = (
+        [m for t in tensors for m in t.view(_matrices(t, is_stacked))]
+        for tensors in (stepped, buffers)
+    )
+    grads = [m for p in stepped for m in p.grad.reshape(_matrices(p, is_stacked))]
+    muon_step(
+        params,
+        grads,
+        momenta,
+        lr=group["lr"] * group["lr_multiplier"],
+        weight_decay=group["weight_decay"] / group["lr_multiplier"],
+        momentum=group["momentum"],
+        nesterov=True,
+        ns_coefficients=(DEFAULT_A, DEFAULT_B, DEFAULT_C),
+        ns_steps=DEFAULT_NS_STEPS,
+        eps=EPS,
+        adjust_lr_fn="match_rms_adamw",
+        has_complex=False,
+    )
+
+
+def _groups(
+    model: nn.Module, weight_decay: float, rates: Mapping[str, float], name: str
+) -> list[Group]:
+    roles = {role: {"lr_multiplier": rate} for role, rate in rates.items()}
+    found = orthogonal_groups(model, weight_decay, roles=roles)
+    groups = [{**g, "by_muon": g["scaling"] == "orthogonal"} for g in found]
+    if not any(group["by_muon"] for group in groups):
+        raise ValueError(f"model must have hidden matrices for {name}, got none")
+    return groups
+
+
+def _matrices(tensor: Tensor, is_stacked: bool) -> tuple[int, int, int]:
+    """Return the shape of a parameter as a stack of matrices."""
+    shape = tuple(tensor.shape) if is_stacked else (1, *tensor.shape)
+    return shape[0], shape[1], -1
+
+
+def _allocate(group: Group, states: dict[Tensor, dict[str, Tensor]]) -> None:
+    for p in group["params"]:
+        if p.grad is not None and not states[p]:
+            states[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def _with_names(groups: Sequence[Group]) -> list[Group]:
+    """Return groups of an optimizer as one is built from."""
+    return [
+        {
+            **group,
+            "params": list(zip(group["param_names"], group["params"], strict=True)),
+        }
+        for group in groups
+    ]
+
+
+@contextlib.contextmanager
+def _hidden_gradients(groups: Sequence[Group]) -> Iterator[None]:
+    """Take the gradients of some groups away for a while."""
+    params = [p for group in groups for p in group["params"]]
+    grads = [p.grad for p in params]
+    for p in params:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, grad in zip(params, grads, strict=True):
+            p.grad = grad
+
+
+@contextlib.contextmanager
+def _multiplied_rates(groups: Sequence[Group]) -> Iterator[None]:
+    """Multiply the rates of groups for a while, without their decay per step."""
+    given = [(group["lr"], group["weight_decay"]) for group in groups]
+    for group in groups:
+        group["lr"] *= group["lr_multiplier"]
+        group["weight_decay"] /= group["lr_multiplier"]
+    try:
+        yield
+    finally:
+        for group, (lr, decay) in zip(groups, given, strict=True):
+            group["lr"], group["weight_decay"] = lr, decay
