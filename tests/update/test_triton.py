@@ -17,7 +17,13 @@ from executions import (
 )
 
 from saiopt import SGDSaI, step_in_backward
-from saiopt.update import Coefficients, Execution, advance, reference
+from saiopt.update import (
+    Coefficients,
+    Execution,
+    advance,
+    foreach,
+    reference,
+)
 from saiopt.update.choice import Kernel, choose
 
 pytest.importorskip("triton")
@@ -772,3 +778,24 @@ def test_a_large_block_is_indexed_beyond_32_bits():
     )
     triton.update([block], Coefficients(0.5, 0.0, 0.0, maximize=False))
     assert param[-1] == param[0] == -0.5
+
+
+def test_directions_are_stepped_along_with_the_tables_of_the_step_before(tables):
+    blocks = [
+        make_block((96, 64), torch.float32, None, None, seed=i, device=DEVICE)
+        for i in range(2)
+    ]
+    options = OPTIONS["plain"]._replace(direction=lambda stack: stack.sign_())
+    triton._tables.clear()
+    triton.update(blocks, options)
+    made = len(tables)
+    expected = [copy_of(b) for b in blocks]
+    for block in (*blocks, *expected):
+        block.grad.mul_(-2)
+    triton.update(blocks, options)
+    foreach.update(expected, options)
+    # One to look ahead, whose stack may lie elsewhere, and one to step.
+    assert made == 2
+    assert len(tables) <= 3
+    for block, other in zip(blocks, expected, strict=True):
+        assert_equal_blocks(block, other)

@@ -28,8 +28,9 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import accumulate
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -328,8 +329,17 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
         coefficients: the numbers that the blocks share.
     """
     if coefficients.direction is not None:
-        along.update(blocks, coefficients, coefficients.direction, look_ahead, update)
-        return
+        finish = partial(_update, table_of=_table_of)
+        along.update(blocks, coefficients, coefficients.direction, look_ahead, finish)
+    else:
+        _update(blocks, coefficients, Table)
+
+
+def _update(
+    blocks: Sequence[Block],
+    coefficients: Coefficients,
+    table_of: Callable[[Sequence[Block]], Table],
+) -> None:
     if torch.compiler.is_compiling():
         foreach.update(blocks, coefficients)
         return
@@ -338,7 +348,7 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
         (known if knows(block) else others).append(block)
     reference.update(others, coefficients)
     grads = [b.grad.data_ptr() for b in known]
-    Table(known)._call(grads, coefficients, 0)
+    table_of(known)._call(grads, coefficients, 0)
     # What autograd saved of the parameters is no longer what they are.
     written = [t for b in known for t in (b.param, b.momentum_buffer) if t is not None]
     torch.autograd.graph.increment_version(written)
@@ -349,9 +359,9 @@ def look_ahead(
 ) -> None:
     """Advance all momenta, and write what they will be if g stays.
 
-    One launch for each kind of blocks, 16 bytes per float32 entry, behind those that
-    make its table. Blocks that the kernel does not know, and everything under
-    torch.compile, go through :func:`saiopt.update.along.look_ahead`.
+    One launch for each kind of blocks, 16 bytes per float32 entry. Blocks that the
+    kernel does not know, and everything under torch.compile, go through
+    :func:`saiopt.update.along.look_ahead`.
 
     Args:
         blocks: the tensors; only momentum buffers change.
@@ -370,9 +380,36 @@ def look_ahead(
             others.append((block, target))
     along.look_ahead([b for b, _ in others], [t for _, t in others], coefficients)
     grads = [b.grad.data_ptr() for b in known]
-    Table(known)._call(grads, coefficients, 0, looks_ahead=True)
+    _table_of(known)._call(grads, coefficients, 0, looks_ahead=True)
     momenta = [b.momentum_buffer for b in known if b.momentum_buffer is not None]
     torch.autograd.graph.increment_version(momenta)
+
+
+def _table_of(blocks: Sequence[Block]) -> Table:
+    """Return the table of blocks, an earlier one if they lie where others lay.
+
+    The direction of a stack is stepped along in every step, and to make a table takes
+    some ten launches.
+    """
+    key = tuple(map(_place, blocks))
+    if key not in _tables:
+        if len(_tables) == _MOST_TABLES:
+            _tables.clear()
+        _tables[key] = Table(blocks)
+    return _tables[key]
+
+
+_MOST_TABLES = 2**12
+_tables: dict[tuple[object, ...], Table] = {}
+
+
+def _place(block: Block) -> tuple[object, ...]:
+    """Return all that a table knows of a block, which has no part of the gradient's."""
+    held = (t for t in block if isinstance(t, Tensor) and t is not block.grad)
+    where = ((t.data_ptr(), t.dtype, t.shape, t.stride()) for t in held)
+    names = tuple(isinstance(t, Tensor) for t in block)
+    grad = (block.grad.dtype, block.grad.shape, block.grad.stride())
+    return (*where, names, grad, block.param.device, block.start, block.pitch)
 
 
 def knows(block: Block) -> bool:
