@@ -15,7 +15,14 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from saiopt import SGDSaI, get_scales
-from saiopt.low_bit import Code, dequantize, quantize, using
+from saiopt.low_bit import (
+    Code,
+    dequantize,
+    high_half,
+    noise_bits,
+    quantize,
+    using,
+)
 
 
 def authors_state_dict(model, dtype=torch.float32):
@@ -325,8 +332,12 @@ def momentum_of(entry, param):
     buffer = entry["momentum_buffer"]
     if "momentum_scale" in entry:
         codes = buffer.reshape(len(param), -1)
-        cols = param[0].numel()
-        buffer = dequantize(codes, entry["momentum_scale"], cols).view(param.shape)
+        cols, noise = param[0].numel(), None
+        if "rounding_seed" in entry:
+            noise = high_half(noise_bits(0, param.numel(), entry["rounding_seed"]))
+            noise = noise.view(len(param), cols)
+        values = dequantize(codes, entry["momentum_scale"], cols, noise)
+        buffer = values.view(param.shape)
     return buffer.double()
 
 
@@ -336,7 +347,7 @@ def assert_nearest(entry, param, values):
     if "momentum_scale" not in entry:
         assert torch.equal(buffer, values.to(buffer.dtype))
         return
-    scales = entry["momentum_scale"].double().repeat_interleave(32, dim=1)
+    scales = entry["momentum_scale"].double().abs().repeat_interleave(32, dim=1)
     spacing = scales[:, : param[0].numel()].reshape(param.shape)
     # Levels are found in float32.
     assert (error.abs() <= 0.5001 * spacing).all()

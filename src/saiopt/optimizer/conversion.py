@@ -122,4 +122,4 @@ def holds_bare_codes(
         return False
     if not is_concrete(here) or not here.any():
         return False
-    return bool(((here == here.round()) & (here.abs() <= 127)).all())
+    return bool(((here == here.round()) & (here.abs() <= 128)).all())
