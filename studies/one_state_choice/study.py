@@ -6,38 +6,23 @@ figure beside this file. README.md says the question, the rule and the answer.
 
 import argparse
 import dataclasses
-import functools
-import json
 import math
 import multiprocessing
 import statistics
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from candidates import Candidate, Point, Stepper, candidates, moves_along, state_numbers
+from training import DECAY_PER_STEP, SETTINGS, Row, Rows, Setting, load, trained
 from wordy_source import WordySource
 
 from saiopt.analysis.paired_plot import plot_differences
-from saiopt.lab.atomic import alone, write_json
-from saiopt.lab.environment import environment
-from saiopt.lab.identity import code_hash, identity_hash
 from saiopt.lab.intervals import estimate
-from saiopt.lab.recipes import get_recipe
-from saiopt.lab.schedules import lr_factor
-from saiopt.lab.task import Task
 
 HERE = Path(__file__).parent
-CPU = torch.device("cpu")
 SEEDS = (0, 1, 2)
-DECAY_PER_STEP, WARMUP_SHARE, CLIP_NORM = 1e-4, 0.05, 1.0
 # Runs of a search on seed 0.
 BUDGET = 10
 LONG = 3000
@@ -68,38 +53,6 @@ CONTROL = "nothing + adamw"
 
 
 @dataclasses.dataclass(frozen=True)
-class Setting:
-    """A task at a length.
-
-    Args:
-        task: Name.
-        steps: Length of a run.
-        batch_size: Examples per step.
-        coordinates: The numbers that are searched, in this order.
-        lr_factor: Of the first learning rates.
-    """
-
-    task: str
-    steps: int
-    batch_size: int
-    coordinates: tuple[str, ...]
-    lr_factor: float = 1.0
-
-
-SETTINGS = {
-    "gpt-stdlib": Setting(
-        "gpt-stdlib", 300, 8, ("lr", "embedding", "momentum", "vector")
-    ),
-    "llama": Setting(
-        "llama", 300, 8, ("lr", "embedding", "head", "momentum", "vector")
-    ),
-    "vit-digits": Setting(
-        "vit-digits", 600, 32, ("lr", "momentum", "head", "vector"), 0.1
-    ),
-}
-
-
-@dataclasses.dataclass(frozen=True)
 class Cell:
     """One run."""
 
@@ -115,75 +68,22 @@ class Cell:
         return dataclasses.asdict(self)
 
 
-@functools.cache
-def load(name: str) -> Task:
-    """Return a task by name."""
-    return WordySource() if name == "llama" else get_recipe(name).task.load()
-
-
-def code() -> str:
-    """Return the hash of what makes the numbers, apart from torch and the tasks."""
-    return code_hash(Stepper.__module__, WordySource.__module__)
-
-
-def train(cell: Cell) -> dict[str, Any]:
+def train(cell: Cell) -> Row:
     """Train one run and return its row."""
-    began = time.perf_counter()
-    torch.set_num_threads(1)
-    task, size = load(cell.task), SETTINGS[cell.task].batch_size
-    model = task.build_model(cell.seed)
+    model = load(cell.task).build_model(cell.seed)
     candidate = candidates()[cell.candidate]
     stepper = Stepper(model, candidate, cell.point, DECAY_PER_STEP, cell.steps)
-    warmup = max(round(WARMUP_SHARE * cell.steps), 1)
-    loss = torch.zeros(())
-    for step in range(cell.steps):
-        model.zero_grad()
-        loss = task.loss(model, task.batch(cell.seed, step, size))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-        stepper.step(lr_factor("cosine", step, cell.steps, warmup))
-        if not math.isfinite(loss.item()):
-            break
-    model.eval()
-    metrics = task.evaluate(model) if math.isfinite(loss.item()) else {}
     numbers = state_numbers(model, candidate)
     return {
         **cell.key,
-        **metrics,
+        **trained(cell, model, stepper, SETTINGS[cell.task].batch_size),
         "state_per_parameter": numbers / sum(p.numel() for p in model.parameters()),
-        "seconds": round(time.perf_counter() - began, 1),
     }
 
 
-class Rows:
-    """The rows that are there, to which several processes add."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path, self._origins = folder / "results.jsonl", folder / "environment.json"
-
-    def all(self) -> list[dict[str, Any]]:
-        """Return all rows."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return list(map(json.loads, lines))
-
-    def result(self, cell: Cell) -> dict[str, Any]:
-        """Return the row of a run, which is trained if it has none."""
-        for row in self.all():
-            if all(row[name] == value for name, value in cell.key.items()):
-                return row
-        row = train(cell)
-        origin = environment(CPU, load(cell.task).fingerprint, code())
-        row["environment"] = identity_hash(origin)
-        with alone(self.path.with_suffix(".lock")):
-            held = (
-                json.loads(self._origins.read_text()) if self._origins.exists() else {}
-            )
-            write_json(self._origins, {**held, row["environment"]: origin})
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-        print(json.dumps(row), flush=True)
-        return row
+def rows_in(folder: Path) -> Rows:
+    """Return the rows of this study."""
+    return Rows(folder, train, (Stepper.__module__, WordySource.__module__))
 
 
 def goodness(row: dict[str, Any]) -> tuple[float, ...]:
@@ -233,7 +133,7 @@ def is_on(side: int, coordinate: str, point: Point, at: dict[str, float]) -> boo
 
 def short(folder: Path, task: str, name: str) -> None:
     """Search on seed 0, then train the best on all seeds."""
-    rows = Rows(folder)
+    rows = rows_in(folder)
     best = search(rows, task, name)
     for seed in SEEDS:
         rows.result(Cell(task, SETTINGS[task].steps, name, best, seed))
@@ -241,7 +141,7 @@ def short(folder: Path, task: str, name: str) -> None:
 
 def long(folder: Path, task: str, name: str) -> None:
     """Train the best of the short runs for long, at the better of two rates."""
-    rows = Rows(folder)
+    rows = rows_in(folder)
     found = search(rows, task, name)
     points = [found, dataclasses.replace(found, lr=found.lr / 2)]
     made = [rows.result(Cell(task, LONG, name, p, 0)) for p in points]
@@ -290,7 +190,7 @@ def jobs_of(stage: str, folder: Path) -> Iterator[tuple[Any, ...]]:
     if stage != "long":
         yield from ((short, folder, stage, name) for name in candidates())
         return
-    rows = Rows(folder).all()
+    rows = rows_in(folder).all()
     for task in ("gpt-stdlib", "llama"):
         yield from ((long, folder, task, name) for name in finalists(rows, task))
 
@@ -348,7 +248,7 @@ def noise(found: dict[str, list[dict[str, Any]]]) -> float:
 def main() -> None:
     """Run the study."""
     stages = (*SETTINGS, "long")
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--stages", nargs="*", default=stages, choices=stages)
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--workers", type=int, default=2)
@@ -359,7 +259,7 @@ def main() -> None:
             jobs = [pool.submit(*call) for call in jobs_of(stage, options.out)]
             for job in as_completed(jobs):
                 job.result()
-    report(Rows(options.out).all(), options.out)
+    report(rows_in(options.out).all(), options.out)
 
 
 if __name__ == "__main__":

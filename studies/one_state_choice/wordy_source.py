@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from saiopt.lab.draws import generator
 from saiopt.lab.stdlib_source import is_held_out
+from saiopt.lab.task import Batch
 from saiopt.lab.tasks.next_token import evenly_spread, held_out_loss, next_token_loss
 
 _PIECE = re.compile(rb"\w+|[ ]+|\n|[^\w\s]", re.ASCII)
@@ -81,13 +82,13 @@ class WordySource:
         )
         return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
 
-    def batch(self, seed: int, step: int, size: int) -> dict[str, Tensor]:
+    def batch(self, seed: int, step: int, size: int) -> Batch:
         """Draw windows from the training text."""
         last = len(self._train) - _CONTEXT - 1
         starts = torch.randint(last + 1, (size,), generator=generator(seed, step))
         return {"tokens": self._train[starts[:, None] + torch.arange(_CONTEXT + 1)]}
 
-    def loss(self, model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the next token."""
         return next_token_loss(model, batch["tokens"])
 

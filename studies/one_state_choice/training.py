@@ -1,0 +1,125 @@
+"""The tasks of the studies of one state per parameter, their runs, and their rows."""
+
+import dataclasses
+import functools
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from candidates import Stepper
+from torch import nn
+from wordy_source import WordySource
+
+from saiopt.lab.atomic import alone, write_json
+from saiopt.lab.environment import environment
+from saiopt.lab.identity import code_hash, identity_hash
+from saiopt.lab.recipes import get_recipe
+from saiopt.lab.schedules import lr_factor
+from saiopt.lab.task import Task
+
+Row = dict[str, Any]
+CPU = torch.device("cpu")
+DECAY_PER_STEP, WARMUP_SHARE, CLIP_NORM = 1e-4, 0.05, 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A task at a length.
+
+    Args:
+        task: Name.
+        steps: Length of a run.
+        batch_size: Examples per step.
+        coordinates: The numbers that are searched, in this order.
+        lr_factor: Of the first learning rates.
+    """
+
+    task: str
+    steps: int
+    batch_size: int
+    coordinates: tuple[str, ...]
+    lr_factor: float = 1.0
+
+
+SETTINGS = {
+    "gpt-stdlib": Setting(
+        "gpt-stdlib", 300, 8, ("lr", "embedding", "momentum", "vector")
+    ),
+    "llama": Setting(
+        "llama", 300, 8, ("lr", "embedding", "head", "momentum", "vector")
+    ),
+    "vit-digits": Setting(
+        "vit-digits", 600, 32, ("lr", "momentum", "head", "vector"), 0.1
+    ),
+}
+
+
+@functools.cache
+def load(name: str) -> Task:
+    """Return a task by name."""
+    return WordySource() if name == "llama" else get_recipe(name).task.load()
+
+
+def trained(cell: Any, model: nn.Module, stepper: Stepper, size: int) -> Row:  # noqa: ANN401
+    """Train a model on its task, and return its metrics and the seconds it took."""
+    began = time.perf_counter()
+    torch.set_num_threads(1)
+    task = load(cell.task)
+    warmup = max(round(WARMUP_SHARE * cell.steps), 1)
+    loss = torch.zeros(())
+    for step in range(cell.steps):
+        model.zero_grad()
+        loss = task.loss(model, task.batch(cell.seed, step, size))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        stepper.step(lr_factor("cosine", step, cell.steps, warmup))
+        if not math.isfinite(loss.item()):
+            break
+    model.eval()
+    metrics = task.evaluate(model) if math.isfinite(loss.item()) else {}
+    return {**metrics, "seconds": round(time.perf_counter() - began, 1)}
+
+
+class Rows:
+    """The rows that are there, to which several processes add.
+
+    Args:
+        folder: Of the study.
+        make: Trains one run and returns its row.
+        modules: Names of the modules that make its numbers.
+    """
+
+    def __init__(
+        self, folder: Path, make: Callable[[Any], Row], modules: Sequence[str]
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._make, self._modules = make, modules
+        self.path, self._origins = folder / "results.jsonl", folder / "environment.json"
+
+    def all(self) -> list[dict[str, Any]]:
+        """Return all rows."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        return list(map(json.loads, lines))
+
+    def result(self, cell: Any) -> Row:  # noqa: ANN401
+        """Return the row of a run, which is trained if it has none."""
+        for row in self.all():
+            if all(row[name] == value for name, value in cell.key.items()):
+                return row
+        row = self._make(cell)
+        code = code_hash(*self._modules)
+        origin = environment(CPU, load(cell.task).fingerprint, code)
+        row["environment"] = identity_hash(origin)
+        with alone(self.path.with_suffix(".lock")):
+            held = (
+                json.loads(self._origins.read_text()) if self._origins.exists() else {}
+            )
+            write_json(self._origins, {**held, row["environment"]: origin})
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+        return row
