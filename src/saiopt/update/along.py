@@ -50,16 +50,26 @@ def update(
         finish: moves parameters along given directions, as an execution without
             momentum.
     """
-    last = coefficients._replace(direction=None)
     for bucket in _buckets(blocks, stacked=coefficients.stacked):
-        stack, slots = _stack(bucket, stacked=coefficients.stacked)
-        look_ahead(bucket, slots, coefficients)
-        stack = direction(stack)
-        parts = stack.view(len(bucket), -1).unbind()
-        finish(
-            [_along(b, part) for b, part in zip(bucket, parts, strict=True)],
-            last,
-        )
+        # By a function, so that a stack is freed before the next is made.
+        _update(bucket, coefficients, direction, look_ahead, finish)
+
+
+def _update(
+    blocks: Sequence[Block],
+    coefficients: Coefficients,
+    direction: Direction,
+    look_ahead: LookAhead,
+    finish: Update,
+) -> None:
+    stack, slots = _stack(blocks, stacked=coefficients.stacked)
+    look_ahead(blocks, slots, coefficients)
+    del slots
+    parts = direction(stack).view(len(blocks), -1).unbind()
+    finish(
+        [_along(b, part) for b, part in zip(blocks, parts, strict=True)],
+        coefficients._replace(direction=None),
+    )
 
 
 def look_ahead(
