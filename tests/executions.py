@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from saiopt import SGDSaI
-from saiopt.low_bit import dequantize, high_half, noise_bits
+from saiopt.low_bit import dequantize, dither_bits
 from saiopt.optimizer import state
 from saiopt.scaling import matrix_shape
 from saiopt.update import (
@@ -174,8 +174,8 @@ def momentum_of(block):
     noise = None
     if block.rounding_seed is not None:
         # The noise of the step that made the codes, which is not advanced yet.
-        bits = noise_bits(0, rows * cols, block.rounding_seed + 1)
-        noise = high_half(bits).view(rows, cols)
+        bits = dither_bits(0, rows * cols, block.rounding_seed + 1)
+        noise = bits.view(rows, cols)
     codes = block.momentum_buffer.flatten(1)
     return dequantize(codes, block.momentum_scale, cols, noise)
 

@@ -18,8 +18,7 @@ from saiopt import SGDSaI, get_scales
 from saiopt.low_bit import (
     Code,
     dequantize,
-    high_half,
-    noise_bits,
+    dither_bits,
     quantize,
     using,
 )
@@ -334,7 +333,7 @@ def momentum_of(entry, param):
         codes = buffer.reshape(len(param), -1)
         cols, noise = param[0].numel(), None
         if "rounding_seed" in entry:
-            noise = high_half(noise_bits(0, param.numel(), entry["rounding_seed"]))
+            noise = dither_bits(0, param.numel(), entry["rounding_seed"])
             noise = noise.view(len(param), cols)
         values = dequantize(codes, entry["momentum_scale"], cols, noise)
         buffer = values.view(param.shape)

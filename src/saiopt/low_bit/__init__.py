@@ -11,6 +11,7 @@ from .codes import (
     using,
 )
 from .rounding import (
+    dither_bits,
     high_half,
     low_half,
     noise_bits,
@@ -23,6 +24,7 @@ __all__ = [
     "buffer_shape",
     "code_of",
     "dequantize",
+    "dither_bits",
     "high_half",
     "low_half",
     "noise_bits",

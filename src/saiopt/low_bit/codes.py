@@ -146,6 +146,7 @@ def dequantize(
     dithered = (scales < 0) & (codes != 0)
     levels.masked_fill_(dithered & (codes == -code.max_code - 1), 0.0)
     if noise is not None:
+        # In float32 exactly.
         levels += torch.where(dithered, 0.5 - noise * 2.0**-16, 0.0)
     return levels.mul_(scales.abs())
 
@@ -196,8 +197,11 @@ def _rounded(
 
 
 def _dithered(values: Tensor, inverse: Tensor, code: Code, noise: Tensor) -> Tensor:
-    levels = (values * inverse).nan_to_num_(0.0) + noise.to(torch.float32) * 2.0**-16
-    codes = levels.floor_().clamp_(-code.max_code, code.max_code)
+    # In 2⁻¹⁶ of a code, cut off towards 0: the rest is integers, the same everywhere.
+    levels = (values * inverse * 2.0**16).nan_to_num_(0.0)
+    limit = code.max_code * 2.0**16
+    whole = levels.clamp_(-limit, limit).to(torch.int32)
+    codes = (whole + noise.to(torch.int32)) >> 16
     codes.masked_fill_(codes == 0, -code.max_code - 1)
     return codes.masked_fill_((values == 0) | (inverse == 0), 0).to(torch.int8)
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# 2³² over the golden ratio, odd: neighbours are far from each other.
+_GOLDEN = 0x9E3779B1
+_MULTIPLIER = 0x7FEB352D
+
 
 def round_stochastically(target: Tensor, source: Tensor, noise: Tensor) -> None:
     """Store float32 values in bfloat16, rounding up with the probability of the rest.
@@ -53,12 +57,42 @@ def noise_bits(
         >>> noise_bits(0, 3, torch.tensor(7, dtype=torch.int32)).dtype
         torch.int32
     """
+    return _mix(_indices(start, count, seed, pitch) ^ _mix(seed))
+
+
+def dither_bits(
+    start: int, count: int | tuple[int, int], seed: Tensor, pitch: int = 0
+) -> Tensor:
+    """Return 16 pseudo-random bits for each of some entries of a block.
+
+    They cost half of :func:`noise_bits`, since a step needs those of two seeds.
+
+    Args:
+        start: as there.
+        count: as there.
+        seed: as there.
+        pitch: as there.
+
+    Returns:
+        int32, 0 … 2¹⁶-1, shape (count,) or (rows × columns,).
+
+    Example:
+        >>> dither_bits(0, 3, torch.tensor(7, dtype=torch.int32)).max() < 2**16
+        tensor(True)
+    """
+    bits = _indices(start, count, seed, pitch) * (_GOLDEN - 2**32) ^ _mix(seed)
+    return high_half((bits ^ high_half(bits)) * _MULTIPLIER)
+
+
+def _indices(
+    start: int, count: int | tuple[int, int], seed: Tensor, pitch: int
+) -> Tensor:
     rows, cols = count if isinstance(count, tuple) else (1, count)
     index = torch.arange(start, start + cols, device=seed.device)
     if rows > 1:
         lines = torch.arange(rows, device=seed.device) * pitch
         index = (lines[:, None] + index).view(-1)
-    return _mix(index.to(torch.int32) ^ _mix(seed))
+    return index.to(torch.int32)
 
 
 def low_half(bits: Tensor) -> Tensor:
@@ -77,7 +111,7 @@ def _mix(bits: Tensor) -> Tensor:
     The multipliers are those of C. Wellons' "lowbias32" (2018); int32 products wrap,
     and the masks make the arithmetic shifts logical.
     """
-    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * 0x7FEB352D
+    bits = (bits ^ ((bits >> 16) & 0xFFFF)) * _MULTIPLIER
     bits = (bits ^ ((bits >> 15) & 0x1FFFF)) * (0x846CA68B - 2**32)
     return bits ^ ((bits >> 16) & 0xFFFF)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from saiopt.distributed.shards import local_entries, place_of
-from saiopt.low_bit import dequantize, high_half, noise_bits, quantize
+from saiopt.low_bit import dequantize, dither_bits, quantize
 from saiopt.scaling import matrix_shape
 
 from .state import (
@@ -93,7 +93,7 @@ def _dither(
         return None
     place, count = place_of(param), (rows.stop - rows.start, cols)
     first = place.start + rows.start * place.pitch
-    return high_half(noise_bits(first, count, seed, place.pitch)).view(count)
+    return dither_bits(first, count, seed, place.pitch).view(count)
 
 
 def holds_bare_codes(

@@ -143,16 +143,18 @@ INLINE void update_groups(struct run run, struct numbers k, int p16, int g16, in
                           int stochastic, int ahead) {
     float m[GROUP], p[GROUP], g[GROUP];
     float max_code = kind == M_INT8 ? 127.0f : 7.0f;
-    uint32_t noise[GROUP], high[GROUP], dither[GROUP];
+    uint32_t noise[GROUP], high[GROUP], dither[GROUP], last_dither[GROUP];
     int32_t codes[GROUP];
     for (int64_t u = 0; u < run.num_groups; ++u) {
         for (int i = 0; i < GROUP; ++i) {
             noise[i] = stochastic ? mix((run.index + (uint32_t)i) ^ k.seed) : 0;
             high[i] = noise[i] >> 16;
         }
-        if (is_coded(kind))
-            for (int i = 0; i < GROUP; ++i)
-                dither[i] = stochastic ? mix((run.index + (uint32_t)i) ^ k.last_seed) >> 16 : 0;
+        for (int i = 0; i < GROUP && is_coded(kind); ++i) {
+            uint32_t spread = run.index * GOLDEN + (uint32_t)i * GOLDEN;
+            dither[i] = stochastic ? dither_of(spread, k.seed) : 0;
+            last_dither[i] = stochastic ? dither_of(spread, k.last_seed) : 0;
+        }
         if (!ahead)
             prefetch(run.param, u, float_bytes(p16, GROUP));
         prefetch(run.grad, u, float_bytes(g16, GROUP));
@@ -162,7 +164,7 @@ INLINE void update_groups(struct run run, struct numbers k, int p16, int g16, in
         load(g, run.grad, u * GROUP, g16);
         if (is_coded(kind)) {
             unpack(codes, run.momentum, u * GROUP, kind == M_INT4);
-            decode(m, codes, run.scales[u], dither, (int32_t)max_code, stochastic);
+            decode(m, codes, run.scales[u], last_dither, (int32_t)max_code, stochastic);
         } else if (kind != M_NONE) {
             load(m, run.momentum, u * GROUP, kind == M_BFLOAT16);
         }
@@ -181,7 +183,7 @@ INLINE void update_groups(struct run run, struct numbers k, int p16, int g16, in
         }
         store(run.param, p, noise, u * GROUP, p16, stochastic);
         if (is_coded(kind)) {
-            run.scales[u] = encode(codes, m, high, max_code, stochastic);
+            run.scales[u] = encode(codes, m, dither, max_code, stochastic);
             pack(run.momentum, codes, u * GROUP, kind == M_INT4);
         } else if (kind != M_NONE) {
             store(run.momentum, m, high, u * GROUP, kind == M_BFLOAT16, stochastic);

@@ -11,7 +11,7 @@ m written, θ is read and written, then θ and m are read and θ written.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from saiopt.low_bit import (
     code_of,
     dequantize,
+    dither_bits,
     high_half,
     low_half,
     noise_bits,
@@ -256,8 +257,7 @@ def _read_momentum(block: Block, tile: Tile, like: Tensor) -> Tensor | None:
     if block.momentum_scale is None:
         return tile.of(block.momentum_buffer).to(like.dtype, copy=True)
     codes, scale, cols = _coded(block.momentum_buffer, block.momentum_scale, tile)
-    noise = _noise(block, tile, like, of_last_step=True)
-    dither = None if noise is None else high_half(noise).view(-1, cols)
+    dither = _bits(dither_bits, block, tile, 0)
     return dequantize(codes, scale, cols, dither).view(like.shape).to(like.dtype)
 
 
@@ -271,8 +271,8 @@ def _write_momentum(
         return
     codes, scale, cols = _coded(block.momentum_buffer, block.momentum_scale, tile)
     matrix = values.to(torch.float32).reshape(-1, cols)
-    bits = None if noise is None else high_half(noise).view(matrix.shape)
-    new_codes, new_scale = quantize(matrix, codes.dtype, bits)
+    dither = _bits(dither_bits, block, tile, 1)
+    new_codes, new_scale = quantize(matrix, codes.dtype, dither)
     codes.copy_(new_codes)
     scale.copy_(new_scale)
 
@@ -290,26 +290,31 @@ def _coded(buffer: Tensor, scale: Tensor, tile: Tile) -> tuple[Tensor, Tensor, i
     )
 
 
-def _noise(
-    block: Block, tile: Tile, values: Tensor, *, of_last_step: bool = False
-) -> Tensor | None:
+def _noise(block: Block, tile: Tile, values: Tensor) -> Tensor | None:
     """Return 32 random bits per entry where results round stochastically.
 
-    The two halves of one hash serve the parameter and its momentum, whose dither is
-    taken off by the next step.
+    The two halves of one hash serve the parameter and its momentum in bfloat16.
     """
+    bits = _bits(noise_bits, block, tile, 1)
+    return None if bits is None else bits.view(values.shape)
+
+
+def _bits(
+    make: Callable[..., Tensor], block: Block, tile: Tile, steps: int
+) -> Tensor | None:
+    """Return random bits of a tile: of the last step, or of one after it."""
     if block.rounding_seed is None:
         return None
     cols = block.shape[1]
     pitch = cols if block.pitch is None else block.pitch
     start = block.start + tile.rows.start * pitch + tile.cols.start
     rows, width = tile.rows.stop - tile.rows.start, tile.cols.stop - tile.cols.start
-    seed = block.rounding_seed if of_last_step else block.rounding_seed + 1
+    seed = block.rounding_seed + steps
     if rows == 1 or width == pitch:
-        bits = noise_bits(start, rows * width, seed)
+        bits = make(start, rows * width, seed)
     else:
-        bits = noise_bits(start, (rows, width), seed, pitch)
-    return bits.view(values.shape)
+        bits = make(start, (rows, width), seed, pitch)
+    return bits.view(rows, width)
 
 
 def _store(

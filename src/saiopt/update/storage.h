@@ -34,6 +34,13 @@ INLINE uint32_t mix(uint32_t bits) {
     return bits ^ (bits >> 16);
 }
 
+/* The hash of low_bit.dither_bits, from an index times GOLDEN and the hash of a seed. */
+#define GOLDEN 0x9E3779B1u
+INLINE uint32_t dither_of(uint32_t spread, uint32_t hashed_seed) {
+    uint32_t bits = spread ^ hashed_seed;
+    return ((bits ^ (bits >> 16)) * 0x7FEB352Du) >> 16;
+}
+
 /* Adding half a spacing rounds to nearest even, adding noise rounds stochastically. */
 INLINE uint16_t to_bfloat16(float value, uint32_t noise, int stochastic) {
     uint32_t bits = bits_of(value), magnitude = bits & 0x7FFFFFFFu;
@@ -106,17 +113,17 @@ INLINE uint32_t scale_bits(uint32_t largest, float max_code) {
     return largest < 0x7F800000u ? bits : 0x7FC00000u;
 }
 
-/* Read codes; those whose scale has its sign set were made with the noise that is taken
- * off here, of 16 bits. */
+/* Read codes; those whose scale has its sign set were made with the noise of 16 bits that
+ * is taken off here. Levels are in 2^-16 of a code, so that all of it is integers. */
 INLINE void decode(float *restrict values, const int32_t *restrict codes, uint16_t scale,
                    const uint32_t *restrict noise, int32_t max_code, int stochastic) {
     float unit = float_of((uint32_t)(scale & 0x7FFF) << 16);
-    int dithered = scale >> 15 && (scale & 0x7FFF) <= 0x7F80;
+    int32_t dithered = scale >> 15 && (scale & 0x7FFF) <= 0x7F80 ? -1 : 0;
     for (int i = 0; i < GROUP; ++i) {
-        int32_t code = dithered && codes[i] == -max_code - 1 ? 0 : codes[i];
-        float off = stochastic ? 0.5f - (float)(int32_t)noise[i] * 0x1p-16f : 0.0f;
-        float level = (float)code + (dithered && codes[i] != 0 ? off : 0.0f);
-        values[i] = level * unit;
+        int32_t code = codes[i], is_none = -(code == -max_code - 1) & dithered;
+        int32_t off = stochastic ? 0x8000 - (int32_t)noise[i] : 0;
+        int32_t level = (code & ~is_none) * 0x10000 + (off & dithered & -(code != 0));
+        values[i] = (float)level * 0x1p-16f * unit;
     }
 }
 
@@ -133,19 +140,19 @@ INLINE uint16_t encode(int32_t *restrict codes, const float *restrict values,
     }
     uint32_t bits = scale_bits(largest, max_code);
     float inverse = largest < 0x7F800000u ? 1.0f / float_of(bits) : 0.0f;
-    for (int i = 0; i < GROUP; ++i) {
-        if (stochastic) {
-            float level = values[i] * inverse + (float)(int32_t)noise[i] * 0x1p-16f;
-            level = level < max_code ? level : max_code;
-            level = level > -max_code ? level : -max_code;
-            int32_t cut = (int32_t)level, code = cut - (level < (float)cut);
-            code = code == 0 ? -(int32_t)max_code - 1 : code;
-            codes[i] = values[i] == 0 ? 0 : code;
-        } else {
-            float code = fabsf(values[i]) * inverse + 0.5f;
-            int32_t rounded = (int32_t)(code < max_code ? code : max_code);
-            codes[i] = values[i] < 0 ? -rounded : rounded;
-        }
+    for (int i = 0; i < GROUP && !stochastic; ++i) {
+        float code = fabsf(values[i]) * inverse + 0.5f;
+        int32_t rounded = (int32_t)(code < max_code ? code : max_code);
+        codes[i] = values[i] < 0 ? -rounded : rounded;
+    }
+    float limit = max_code * 0x1p16f;
+    for (int i = 0; i < GROUP && stochastic; ++i) {
+        float level = values[i] * inverse * 0x1p16f;
+        level = level < limit ? level : limit;
+        level = level > -limit ? level : -limit;
+        int32_t code = ((int32_t)level + (int32_t)noise[i]) >> 16;
+        code = code == 0 ? -(int32_t)max_code - 1 : code;
+        codes[i] = bits_of(values[i]) << 1 == 0 ? 0 : code;
     }
     if (largest >= 0x7F800000u) {
         memset(codes, 0, GROUP * sizeof *codes);

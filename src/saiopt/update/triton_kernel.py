@@ -112,6 +112,13 @@ def _mix(bits):
 
 
 @triton.jit
+def _dither(index, seed):
+    """Return 16 random bits as uint32."""
+    bits = (index.to(tl.uint32) * 0x9E3779B1) ^ _mix(seed)
+    return ((bits ^ (bits >> 16)) * 0x7FEB352D) >> 16
+
+
+@triton.jit
 def _store(
     pointers, values, noise, mask, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr
 ):
@@ -148,9 +155,11 @@ def _encode(values, noise, MAX_CODE: tl.constexpr, STOCHASTIC: tl.constexpr):
     scale = bits.to(tl.float32, bitcast=True)
     inverse = tl.where(finite, tl.div_rn(1.0, scale), 0.0)
     if STOCHASTIC:
-        levels = values * inverse + noise.to(tl.float32) * 0.0000152587890625
-        levels = tl.maximum(tl.minimum(levels, MAX_CODE), -MAX_CODE)
-        codes = tl.floor(tl.where(finite, levels, 0.0)).to(tl.int32)
+        # In 2⁻¹⁶ of a code, cut off towards 0.
+        levels = values * inverse * 65536.0
+        levels = tl.maximum(tl.minimum(levels, MAX_CODE * 65536.0), -MAX_CODE * 65536.0)
+        whole = tl.where(finite, levels, 0.0).to(tl.int32)
+        codes = (whole + noise.to(tl.int32)) >> 16
         codes = tl.where(codes == 0, -MAX_CODE - 1.0, codes).to(tl.int32)
         codes = tl.where(finite & (values != 0.0), codes, 0)
         scale = -scale
@@ -389,7 +398,7 @@ def update_kernel(
             dither = noise
             if STOCHASTIC:
                 # The noise of the last step, which the codes were made with.
-                dither = _mix(index.to(tl.uint32) ^ _mix(seed)) >> 16
+                dither = _dither(index, seed)
             old = _decode(old, unit, dither, 2.0 ** (BITS - 1) - 1.0, STOCHASTIC)
         # What is forgotten may not be finite, and the gradient neither.
         momentum = _average(old, grad, weight)
@@ -408,6 +417,8 @@ def update_kernel(
 
     if BITS > 0:
         momentum = tl.where(mask, momentum, 0.0)
+        if STOCHASTIC:
+            high = _dither(index, seed + 1)
         codes, scale = _encode(momentum, high, 2.0 ** (BITS - 1) - 1.0, STOCHASTIC)
         _store(scales, scale, high, held, tl.bfloat16, False)
         _store_codes(
