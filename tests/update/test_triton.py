@@ -799,3 +799,35 @@ def test_directions_are_stepped_along_with_the_tables_of_the_step_before(tables)
     assert len(tables) <= 3
     for block, other in zip(blocks, expected, strict=True):
         assert_equal_blocks(block, other)
+
+
+def matrices_and_optimizer(**options):
+    torch.manual_seed(0)
+    shapes = [(96, 64), (96, 64), (64, 96), (32, 16, 3, 3)]
+    params = [torch.nn.Parameter(torch.randn(s, device="cuda")) for s in shapes]
+    for param in params:
+        param.grad = torch.randn_like(param)
+    return params, SGDSaI(params, 1e-2, scaling="orthogonal", fused=True, **options)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("state_dtype", [None, "bfloat16", "int8", "int4"])
+def test_an_orthogonal_step_never_waits_for_the_gpu_and_can_be_captured(state_dtype):
+    params, optimizer = matrices_and_optimizer(state_dtype=state_dtype)
+    twins, other = matrices_and_optimizer(state_dtype=state_dtype)
+    for stepping in (optimizer, other):
+        stepping.step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for stepping in (optimizer, other):
+            stepping.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    for _ in range(3):
+        graph.replay()
+        other.step()
+    for param, twin in zip(params, twins, strict=True):
+        torch.testing.assert_close(param, twin, rtol=1e-5, atol=1e-5)
