@@ -16,7 +16,8 @@ def plot_differences(
 ) -> None:
     """Draw one panel per recipe and one line per variant: its pairs and its interval.
 
-    Panels have the same variants.
+    A variant has the same line in all panels, in the order in which they name them; it
+    is empty where a panel lacks it.
 
     Args:
         panels: Recipe, variant, then one difference per pair.
@@ -26,13 +27,14 @@ def plot_differences(
     """
     columns = min(len(panels), _MOST_COLUMNS)
     rows = -(-len(panels) // columns)
-    most = max(map(len, panels.values()))
-    size = (4.6 * columns, (1.2 + 0.37 * most) * rows)
+    names = list(dict.fromkeys(name for panel in panels.values() for name in panel))
+    size = (4.6 * columns, (1.2 + 0.37 * len(names)) * rows)
     with figure(paths, size, columns, rows) as (_, all_axes):
         for unused in all_axes[len(panels) :]:
             unused.remove()
         for axes, (recipe, variants) in zip(all_axes, panels.items(), strict=False):
-            for place, (variant, pairs) in enumerate(variants.items()):
+            for variant, pairs in variants.items():
+                place = names.index(variant)
                 mean, half_width = intervals[recipe][variant]
                 axes.plot(pairs, [place] * len(pairs), "o", ms=3, color="#999999")
                 axes.errorbar(
@@ -42,9 +44,9 @@ def plot_differences(
             # More labels than this run into each other where they have many digits.
             axes.locator_params(axis="x", nbins=5)
             axes.set(
-                yticks=range(len(variants)),
-                yticklabels=list(variants) if axes in all_axes[::columns] else [],
-                ylim=(-0.6, len(variants) - 0.4),
+                yticks=range(len(names)),
+                yticklabels=names if axes in all_axes[::columns] else [],
+                ylim=(-0.6, len(names) - 0.4),
                 xlabel=labels[recipe],
                 title=recipe,
             )
