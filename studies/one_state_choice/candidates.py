@@ -30,12 +30,14 @@ class Candidate:
         after: What the orthogonal factor goes through: ``"nothing"`` or ``"normuon"``.
         rest: Rule of embeddings, heads and vectors: ``"factored"``, ``"sinkhorn"``,
             ``"sign"``, ``"row"`` or ``"adamw"``.
+        share: Of the run, over which scales are measured.
     """
 
     hidden: str
     before: str
     after: str
     rest: str
+    share: float = MEASURED_SHARE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +161,7 @@ class Stepper:
         self._candidate, self._point, self._decay = candidate, point, decay
         self._roles = roles(model)
         self._momenta = {p: torch.zeros_like(p) for p in self._roles}
-        count = max(round(MEASURED_SHARE * steps), 1)
+        count = max(round(candidate.share * steps), 1)
         self._scales = {p: _Scales(p.shape, count) for p in self._roles}
         self._second = {p: torch.zeros_like(p) for p in self._roles}
         self._rows = {p: torch.zeros(len(p) if p.dim() else 1, 1) for p in self._roles}
@@ -244,6 +246,17 @@ def candidates() -> dict[str, Candidate]:
         )
     named["factored"] = Candidate("factored", "nothing", "nothing", "factored")
     return named
+
+
+def measured_longer() -> dict[str, Candidate]:
+    """Return what was asked afterwards: a chosen candidate that measures longer."""
+    chosen = candidates()["rows_columns + factored"]
+    return {
+        f"rows_columns + factored, measured for {name}": dataclasses.replace(
+            chosen, share=share
+        )
+        for name, share in (("a third", 1 / 3), ("all", 1.0))
+    }
 
 
 def state_numbers(model: nn.Module, candidate: Candidate) -> int:

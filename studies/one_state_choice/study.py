@@ -14,7 +14,15 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from candidates import Candidate, Point, Stepper, candidates, moves_along, state_numbers
+from candidates import (
+    Candidate,
+    Point,
+    Stepper,
+    candidates,
+    measured_longer,
+    moves_along,
+    state_numbers,
+)
 from training import DECAY_PER_STEP, SETTINGS, Row, Rows, Setting, load, trained
 from wordy_source import WordySource
 
@@ -71,7 +79,7 @@ class Cell:
 def train(cell: Cell) -> Row:
     """Train one run and return its row."""
     model = load(cell.task).build_model(cell.seed)
-    candidate = candidates()[cell.candidate]
+    candidate = {**candidates(), **measured_longer()}[cell.candidate]
     stepper = Stepper(model, candidate, cell.point, DECAY_PER_STEP, cell.steps)
     numbers = state_numbers(model, candidate)
     return {
@@ -139,6 +147,14 @@ def short(folder: Path, task: str, name: str) -> None:
         rows.result(Cell(task, SETTINGS[task].steps, name, best, seed))
 
 
+def longer(folder: Path, task: str, name: str) -> None:
+    """Train the chosen candidate's best point with longer measurements."""
+    rows = rows_in(folder)
+    best = search(rows, task, "rows_columns + factored")
+    for seed in SEEDS:
+        rows.result(Cell(task, SETTINGS[task].steps, name, best, seed))
+
+
 def long(folder: Path, task: str, name: str) -> None:
     """Train the best of the short runs for long, at the better of two rates."""
     rows = rows_in(folder)
@@ -155,7 +171,7 @@ def best_rows(
 ) -> dict[str, list[dict[str, Any]]]:
     """Return by candidate the rows of its best point, if they have all seeds."""
     found = {}
-    for name in candidates():
+    for name in (*candidates(), *measured_longer()):
         mine = [
             r
             for r in rows
@@ -187,6 +203,10 @@ def finalists(rows: list[dict[str, Any]], task: str) -> list[str]:
 
 def jobs_of(stage: str, folder: Path) -> Iterator[tuple[Any, ...]]:
     """Yield the calls of a stage."""
+    if stage == "longer":
+        calls = ((task, n) for task in SETTINGS for n in measured_longer())
+        yield from ((longer, folder, *call) for call in calls)
+        return
     if stage != "long":
         yield from ((short, folder, stage, name) for name in candidates())
         return
@@ -247,7 +267,7 @@ def noise(found: dict[str, list[dict[str, Any]]]) -> float:
 
 def main() -> None:
     """Run the study."""
-    stages = (*SETTINGS, "long")
+    stages = (*SETTINGS, "long", "longer")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--stages", nargs="*", default=stages, choices=stages)
     parser.add_argument("--out", type=Path, default=HERE)
