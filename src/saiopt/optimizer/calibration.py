@@ -156,21 +156,38 @@ def _findings(begun: Sequence[Candidate], values: Tensor) -> list[Finding]:
         Finding(not c.has_begun, {"scale": scale}, is_fixed=True)
         for c, scale in zip(begun, scales, strict=True)
     ]
-    measuring = [(i, c, m) for i, c in enumerate(begun) if (m := _measurement_of(c))]
-    sums = [_sums_here(c, m) for _, c, m in measuring]
-    add_over_ranks([c.param for _, c, _ in measuring], sums)
-    for (i, candidate, measurement), parts in zip(measuring, sums, strict=True):
-        findings[i] = _finer(candidate, measurement, parts)
+    measuring = _measuring(begun)
+    sums = [_sums_here(m.candidate, m.measurement) for m in measuring.values()]
+    add_over_ranks([m.candidate.param for m in measuring.values()], sums)
+    for (i, each), parts in zip(measuring.items(), sums, strict=True):
+        findings[i] = _finer(each, parts)
+    given = [findings[i].values for i in measuring]
+    _check_all([v for found in given for k, v in found.items() if k in _SCALES])
     return findings
 
 
-def _measurement_of(candidate: Candidate) -> Measurement | None:
-    """Return what a block measures still."""
-    measurement = rule_of(candidate.group["scaling"]).measurement
-    if measurement is None or _is_empty(candidate.param):
-        return None
-    held = int(candidate.entry["num_measured"].item())
-    return measurement if held < num_gradients(candidate.group) else None
+class _Measuring(NamedTuple):
+    """Hold a block that measures still, and how many gradients it has measured."""
+
+    candidate: Candidate
+    measurement: Measurement
+    num_measured: int
+
+
+def _measuring(begun: Sequence[Candidate]) -> dict[int, _Measuring]:
+    """Return those that measure still, by their places; one transfer per device."""
+    asked = {
+        i: measurement
+        for i, candidate in enumerate(begun)
+        if (measurement := rule_of(candidate.group["scaling"]).measurement)
+        and not _is_empty(candidate.param)
+    }
+    counts = _on_host([begun[i].entry["num_measured"] for i in asked])
+    return {
+        i: _Measuring(begun[i], measurement, int(count))
+        for (i, measurement), count in zip(asked.items(), counts, strict=True)
+        if count < num_gradients(begun[i].group)
+    }
 
 
 def _sums_here(candidate: Candidate, measurement: Measurement) -> dict[str, Tensor]:
@@ -183,16 +200,14 @@ def _sums_here(candidate: Candidate, measurement: Measurement) -> dict[str, Tens
     return {k: t for k, t in zip(keys, found, strict=True) if t is not None}
 
 
-def _finer(
-    candidate: Candidate, measurement: Measurement, parts: Mapping[str, Tensor]
-) -> Finding:
-    entry = candidate.entry
+def _finer(measuring: _Measuring, parts: Mapping[str, Tensor]) -> Finding:
+    candidate, measurement, count = measuring
+    entry, count = candidate.entry, count + 1
     before = entry["block_sum"]
     sums = {"block": before + parts["block"]}
     for axis in parts.keys() - {"block"}:
         share = local_entries(entry[f"{axis}_share"])
         sums[axis] = share * before + parts[axis]
-    count = int(entry["num_measured"].item()) + 1
     given = measurement.scales(
         Sums(
             sums["block"],
@@ -205,13 +220,16 @@ def _finer(
     values = {f"{k}_share": s / sums["block"] for k, s in sums.items() if k != "block"}
     values["block_sum"] = sums["block"]
     values["num_measured"] = torch.full_like(entry["num_measured"], count)
-    values |= _checked(given, sums)
+    values |= _by_key(given, sums)
     is_fixed = count >= num_gradients(candidate.group)
     return Finding(not candidate.has_begun, values, is_fixed)
 
 
-def _checked(given: Scales, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the scales by key of the state, of which none may be missing or wrong."""
+_SCALES = ("scale", "row_scale", "column_scale")
+
+
+def _by_key(given: Scales, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the scales by key of the state, of which none may be missing."""
     found = {"scale": given.block.to(torch.float32)}
     for axis, value in (("row", given.row), ("column", given.column)):
         shape = None if value is None else value.shape
@@ -223,8 +241,6 @@ def _checked(given: Scales, sums: Mapping[str, Tensor]) -> dict[str, Tensor]:
             )
         if value is not None:
             found[f"{axis}_scale"] = value.to(torch.float32)
-    for value in found.values():
-        _check(value.reshape(-1))
     return found
 
 
@@ -279,6 +295,25 @@ def _is_empty(param: Tensor) -> bool:
 
 def _mask(rows: Iterable[bool]) -> Tensor:
     return torch.tensor(list(rows), dtype=torch.bool, device="cpu")
+
+
+def _on_host(scalars: Sequence[Tensor]) -> list[float]:
+    """Read 0-d tensors, with one transfer for each device."""
+    found = [0.0] * len(scalars)
+    for device in {t.device for t in scalars}:
+        rows = [i for i, t in enumerate(scalars) if t.device == device]
+        values = torch.stack([scalars[i] for i in rows]).tolist()
+        for i, value in zip(rows, values, strict=True):
+            found[i] = value
+    return found
+
+
+def _check_all(scales: Sequence[Tensor]) -> None:
+    """Check scales of any shapes, with one transfer for each device."""
+    fine = _on_host([(s.isfinite() & (s > 0)).all() for s in scales])
+    for scale, is_fine in zip(scales, fine, strict=True):
+        if not is_fine:
+            _check(scale.reshape(-1))
 
 
 def _check(values: Tensor) -> None:
