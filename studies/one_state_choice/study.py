@@ -238,7 +238,7 @@ def report(rows: list[dict[str, Any]], folder: Path) -> None:
             at = " ".join(f"{k} {v:g}" for k, v in mine[0]["point"].items())
             mean, numbers = statistics.fmean(values), mine[0]["state_per_parameter"]
             print(
-                f"{name:<30}{mean:.4f} {gap.mean:+.4f} ± {width:.4f}  "
+                f"{name:<48}{mean:.4f} {gap.mean:+.4f} ± {width:.4f}  "
                 f"{numbers:.2f} numbers/parameter  {at}"
             )
         print(f"deviation of a difference over seeds: {noise(found):.4f}")
