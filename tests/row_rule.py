@@ -3,6 +3,7 @@
 import contextlib
 
 import torch
+from finer_oracle import FinerOracle
 
 from saiopt.scaling import RULES, Measurement, Rule, Scales, matrix_shape
 
@@ -40,32 +41,15 @@ def known(**rules):
             del RULES[name]
 
 
-class RowMeanOracle:
+class RowMeanOracle(FinerOracle):
     """The same in float64, slow and obvious, for gradients that are usable or not."""
 
     def __init__(self, params, lr, momentum, weight_decay):
-        self.params = [p.detach().double().clone() for p in params]
-        self.lr, self.momentum, self.decay = lr, momentum, weight_decay
-        self.buffers = [None] * len(self.params)
-        self.measured = [[] for _ in self.params]
+        options = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, ["row_mean"] * len(params), steps=3, **options)
 
-    def step(self, grads):
-        for i, grad in enumerate(grads):
-            if grad is None:
-                continue
-            grad = grad.double()
-            usable = bool(grad.isfinite().all()) and bool(grad.any())
-            self.params[i] *= 1 - self.lr * self.decay
-            if usable and len(self.measured[i]) < 3:
-                self.measured[i].append(grad)
-            if not self.measured[i]:
-                continue
-            if self.buffers[i] is None:
-                self.buffers[i] = grad.clone()
-            else:
-                mu = self.momentum
-                self.buffers[i] = mu * self.buffers[i] + (1 - mu) * grad
-            self.params[i] -= self.lr * self.scale(i) * self.buffers[i]
+    def direction(self, i, grad):
+        return self.scale(i) * self.buffers[i]
 
     def scale(self, i):
         rows, cols = matrix_shape(self.params[i].shape)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "one_state_choice"))
 
-from candidates import Candidate, Point, Stepper, candidates
+from candidates import Point, Stepper, candidates
 from codes import WAYS, Way
 from training import DECAY_PER_STEP, SETTINGS, Row, Rows, load, trained
 
@@ -59,16 +59,8 @@ class Cell:
 class CodedStepper(Stepper):
     """Step as a candidate does, with momenta that lose what a code loses."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        candidate: Candidate,
-        point: Point,
-        decay: float,
-        steps: int,
-        way: Way | None,
-    ) -> None:
-        super().__init__(model, candidate, point, decay, steps)
+    def __init__(self, way: Way | None, *arguments: Any) -> None:  # noqa: ANN401
+        super().__init__(*arguments)
         self._way, self._generator = way, torch.Generator().manual_seed(0)
 
     @torch.no_grad()
@@ -90,14 +82,8 @@ def train(cell: Cell) -> Row:
     """Train one run and return its row."""
     model = load(cell.task).build_model(cell.seed)
     point = dataclasses.replace(POINTS[cell.task], momentum=cell.momentum)
-    stepper = CodedStepper(
-        model,
-        candidates()[CANDIDATE],
-        point,
-        DECAY_PER_STEP,
-        cell.steps,
-        WAYS[cell.way],
-    )
+    candidate, way = candidates()[CANDIDATE], WAYS[cell.way]
+    stepper = CodedStepper(way, model, candidate, point, DECAY_PER_STEP, cell.steps)
     return {**cell.key, **trained(cell, model, stepper, cell.batch_size)}
 
 

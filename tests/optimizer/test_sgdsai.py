@@ -1,7 +1,5 @@
 import copy
 import gc
-import io
-import pickle
 import weakref
 
 import pytest
@@ -14,6 +12,7 @@ from exactness import (
     largest_finer_difference,
 )
 from models import TinyTransformer, next_token_loss, token_batches
+from resuming import resumed
 from torch import nn
 
 from saiopt import SGDSaI, get_scales, set_scales
@@ -310,30 +309,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(how, dtype):
     optimizer = SGDSaI(model.parameters(), 1e-3, scaling="gsnr_max")
     optimizer.param_groups[0]["lr"] = 0.1
     train(model, optimizer, batches[:5])
-    if how in {"pickle", "deepcopy"}:
-        pair = (model, optimizer)
-        twin, resumed = (
-            copy.deepcopy(pair)
-            if how == "deepcopy"
-            else pickle.loads(pickle.dumps(pair))
-        )
-    else:
-        saved = optimizer.state_dict()
-        if how == "file":
-            file = io.BytesIO()
-            torch.save(saved, file)
-            file.seek(0)
-            saved = torch.load(file, weights_only=True)
-        twin = copy.deepcopy(model)
-        resumed = SGDSaI(twin.parameters(), scaling="gsnr_max")
-        resumed.load_state_dict(saved)
+    twin, other = resumed(
+        how,
+        model,
+        optimizer,
+        lambda twin: SGDSaI(twin.parameters(), scaling="gsnr_max"),
+    )
     train(model, optimizer, batches[5:])
-    train(twin, resumed, batches[5:])
+    train(twin, other, batches[5:])
     assert same_bits(model, twin)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         for key, value in optimizer.state[p].items():
-            assert torch.equal(value, resumed.state[q][key])
-            assert value.dtype == resumed.state[q][key].dtype
+            assert torch.equal(value, other.state[q][key])
+            assert value.dtype == other.state[q][key].dtype
 
 
 def test_a_resume_before_the_first_step_and_with_pending_blocks_is_exact():

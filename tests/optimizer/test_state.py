@@ -1,9 +1,6 @@
-import copy
-import io
-import pickle
-
 import pytest
 import torch
+from resuming import resumed
 from torch import nn
 
 from saiopt import SGDSaI
@@ -93,28 +90,15 @@ def test_small_and_one_dimensional_parameters_keep_float32(state_dtype):
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(state_dtype, how, dtype):
     model, optimizer = model_with_state(state_dtype, dtype)
     train(model, optimizer, 4)
-    if how == "deepcopy":
-        twin, resumed = copy.deepcopy((model, optimizer))
-    elif how == "pickle":
-        twin, resumed = pickle.loads(pickle.dumps((model, optimizer)))
-    else:
-        saved = optimizer.state_dict()
-        if how == "file":
-            file = io.BytesIO()
-            torch.save(saved, file)
-            file.seek(0)
-            saved = torch.load(file, weights_only=True)
-        twin = copy.deepcopy(model)
-        resumed = SGDSaI(twin.parameters())
-        resumed.load_state_dict(saved)
+    twin, other = resumed(how, model, optimizer, lambda twin: SGDSaI(twin.parameters()))
     train(model, optimizer, 4, first=4)
-    train(twin, resumed, 4, first=4)
+    train(twin, other, 4, first=4)
     for p, q in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(p, q)
-        assert optimizer.state[p].keys() == resumed.state[q].keys()
+        assert optimizer.state[p].keys() == other.state[q].keys()
         for key, value in optimizer.state[p].items():
-            assert value.dtype == resumed.state[q][key].dtype
-            assert torch.equal(value, resumed.state[q][key])
+            assert value.dtype == other.state[q][key].dtype
+            assert torch.equal(value, other.state[q][key])
 
 
 @LOW_BIT

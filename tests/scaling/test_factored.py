@@ -1,11 +1,9 @@
 """`"factored"`: one scale per row and column, measured over K gradients."""
 
-import copy
-import io
-
 import pytest
 import torch
 from finer_oracle import PHI, FinerOracle, factored_scales
+from resuming import resumed
 from torch import nn
 
 from saiopt import SGDSaI
@@ -190,24 +188,13 @@ def test_a_resume_at_any_step_is_bit_exact(how, state_dtype, stop):
     params = [nn.Parameter(random(70, 65)), nn.Parameter(random(7))]
     optimizer = SGDSaI(params, state_dtype=state_dtype, **options)
     run(params, optimizer, range(stop))
-    if how == "deepcopy":
-        twins, resumed = copy.deepcopy((params, optimizer))
-    else:
-        saved = optimizer.state_dict()
-        if how == "file":
-            file = io.BytesIO()
-            torch.save(saved, file)
-            file.seek(0)
-            saved = torch.load(file, weights_only=True)
-        twins = copy.deepcopy(params)
-        resumed = SGDSaI(twins)
-        resumed.load_state_dict(saved)
+    twins, other = resumed(how, params, optimizer, SGDSaI)
     run(params, optimizer, range(stop, 8))
-    run(twins, resumed, range(stop, 8))
+    run(twins, other, range(stop, 8))
     for param, twin in zip(params, twins, strict=True):
         assert torch.equal(param, twin)
         for key, value in optimizer.state[param].items():
-            assert torch.equal(value, resumed.state[twin][key])
+            assert torch.equal(value, other.state[twin][key])
 
 
 @pytest.mark.parametrize("state_dtype", [torch.bfloat16, torch.int8, "int4"])

@@ -1,11 +1,9 @@
-import copy
-import io
-
 import layouts
 import pytest
 import row_rule
 import torch
 from layouts import LAYOUTS
+from resuming import resumed
 from torch import nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -105,24 +103,15 @@ def test_a_resume_in_the_middle_of_the_measurement_is_bit_exact(how, state_dtype
     blocks = params()
     optimizer = SGDSaI(blocks, **OPTIONS, state_dtype=state_dtype)
     run(optimizer, blocks, range(stop))
-    if how == "deepcopy":
-        twins, resumed = copy.deepcopy((blocks, optimizer))
-    else:
-        saved = optimizer.state_dict()
-        if how == "file":
-            file = io.BytesIO()
-            torch.save(saved, file)
-            file.seek(0)
-            saved = torch.load(file, weights_only=True)
-        twins = copy.deepcopy(blocks)
-        resumed = SGDSaI(twins, scaling="row_mean")
-        resumed.load_state_dict(saved)
+    twins, other = resumed(
+        how, blocks, optimizer, lambda twins: SGDSaI(twins, scaling="row_mean")
+    )
     run(optimizer, blocks, range(stop, 8))
-    run(resumed, twins, range(stop, 8))
+    run(other, twins, range(stop, 8))
     for param, twin in zip(blocks, twins, strict=True):
         assert torch.equal(param, twin)
         for key, value in optimizer.state[param].items():
-            assert torch.equal(value, resumed.state[twin][key])
+            assert torch.equal(value, other.state[twin][key])
 
 
 def test_the_step_of_one_parameter_measures_as_step_does():

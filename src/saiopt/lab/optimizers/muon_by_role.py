@@ -5,8 +5,8 @@ of torch's own Muon.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, overload
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from saiopt.optimizer import SGDSaI, orthogonal_groups
 Group = dict[str, Any]
 
 
-class MuonWithFactored(SGDSaI):
+class MuonWithFactored(Stepping, SGDSaI):
     """Step some groups with Muon and the others with SGD-SaI.
 
     Muon's state is SGD-SaI's momentum, so that a checkpoint is one of SGD-SaI: its
@@ -36,32 +36,12 @@ class MuonWithFactored(SGDSaI):
     def __init__(self, groups: Sequence[Group], lr: float, momentum: float) -> None:
         super().__init__(list(groups), lr=lr, momentum=momentum)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform one step.
-
-        Args:
-            closure: Reevaluates the model and returns the loss.
-
-        Returns:
-            The closure's loss, or None.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def _update(self) -> None:
         chosen = [group for group in self.param_groups if group["by_muon"]]
         with _hidden_gradients(chosen):
-            super().step()
+            SGDSaI.step(self)
         for group in chosen:
             step_by_muon(group, self.state)
-        return loss
 
 
 class MuonWithAdamWByRole(Stepping):

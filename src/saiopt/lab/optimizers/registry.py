@@ -1,6 +1,6 @@
 """The names under which recipes and commands know the optimizers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from torch import nn
 from torch.optim import Optimizer
@@ -33,16 +33,17 @@ def _sai(scaling: str, source: str = _RELEASE) -> OptimizerSpec:
 
 
 def _by_role(
-    name: str, build: Callable[..., Optimizer], source: str, *, shards: bool
+    rule: str, source: str, *, shards: bool
 ) -> Iterator[tuple[str, OptimizerSpec]]:
     """Yield SGD-SaI by roles, and with momentum in fewer bits."""
+    name = f"sgdsai-{rule}"
     for suffix, state_dtype in {"": None, **_LOW_BITS}.items():
         short = {} if state_dtype is None else {"state_dtype": state_dtype}
         yield (
             f"{name}-{suffix}" if suffix else name,
             OptimizerSpec(
-                build,
-                {"momentum": 0.9, **short},
+                by_role.by_role,
+                {"rule": rule, "momentum": 0.9, **short},
                 f"as {name}, with momentum in {state_dtype}" if suffix else source,
                 lr_of=name if suffix else None,
                 steps_in_backward=True,
@@ -67,16 +68,14 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     # Its matrices must be whole.
     **dict(
         _by_role(
-            "sgdsai-orthogonal",
-            by_role.orthogonal,
+            "orthogonal",
             "ours: Muon on a balanced momentum, factored scales for the rest",
             shards=False,
         )
     ),
     **dict(
         _by_role(
-            "sgdsai-factored",
-            by_role.factored,
+            "factored",
             "ours: Adafactor's second moment, measured once",
             shards=True,
         )
