@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from saiopt.optimizer import orthogonal_groups, split_by_decay
-from saiopt.optimizer.roles import ROLES
+from saiopt.optimizer.roles import ALL_FACTORED
 
 RULES = ("orthogonal", "factored")
 
@@ -36,26 +36,11 @@ def groups_by_role(
     """
     own = [p for p in model.parameters() if p.requires_grad]
     stand_ins = dict(zip(own, params, strict=True))
+    roles = ALL_FACTORED if rule == "factored" else None
     return [
         {**group, "params": [stand_ins[p] for _, p in group["params"]]}
-        for group in groups_of(model, rule, weight_decay)
+        for group in orthogonal_groups(model, weight_decay, roles=roles)
     ]
-
-
-def groups_of(model: nn.Module, rule: str, weight_decay: float) -> list[dict[str, Any]]:
-    """Return the param groups by role for a model's own parameters.
-
-    Args:
-        model: the model.
-        rule: as in :func:`groups_by_role`.
-        weight_decay: λ of all but vectors.
-
-    Returns:
-        Groups for :class:`saiopt.SGDSaI`.
-    """
-    changed = {"scaling": "factored", "stacked": False} if rule == "factored" else {}
-    roles = dict.fromkeys(ROLES, changed)
-    return orthogonal_groups(model, weight_decay, roles=roles)
 
 
 class MuonWithAdamW(Optimizer):

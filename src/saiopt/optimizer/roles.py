@@ -25,6 +25,10 @@ ROLES: dict[str, dict[str, Any]] = {
     "vector": {"scaling": "factored", "lr_multiplier": 1.0, "weight_decay": 0.0},
     "other": {"scaling": "factored", "lr_multiplier": 1.0},
 }
+# What orthogonal_groups takes as its `roles` to give all of them factored scales.
+ALL_FACTORED: dict[str, dict[str, Any]] = {
+    role: {"scaling": "factored", "stacked": False} for role in ROLES
+}
 RoleOf: TypeAlias = Callable[[str, nn.Parameter], str | None]
 
 _FEWEST_DIMENSIONS = {"hidden": 2, "stacked": 3}

@@ -4,8 +4,8 @@ from typing import Literal, TypeAlias
 
 from torch import nn
 
-from saiopt.memory.by_role import groups_of
-from saiopt.optimizer import SGDSaI
+from saiopt.optimizer import SGDSaI, orthogonal_groups
+from saiopt.optimizer.roles import ALL_FACTORED
 
 # Settings are JSON types: a dtype goes by its name.
 DtypeName: TypeAlias = Literal["bfloat16", "int8", "int4"]
@@ -33,5 +33,6 @@ def by_role(
     Returns:
         The optimizer.
     """
-    groups = groups_of(model, rule, weight_decay)
+    roles = ALL_FACTORED if rule == "factored" else None
+    groups = orthogonal_groups(model, weight_decay, roles=roles)
     return SGDSaI(groups, lr=lr, momentum=momentum, state_dtype=state_dtype)
