@@ -35,6 +35,13 @@ SEEDS = (0, 1, 2)
 BUDGET = 10
 LONG = 3000
 NUM_LONG = 3
+LONG_TASKS = ("llama", "gpt-stdlib")
+LONG_ON_ALL_SEEDS = (
+    "rows_columns + factored",
+    "columns + factored",
+    "rows_columns + adamw",
+    "nothing + adamw",
+)
 ORTHOGONAL_LR, ELEMENTWISE_LR = 1e-2, 2e-3
 FACTORED = {"embedding": 2.0, "head": 1.0, "vector": 1.0}
 NORMED = {"embedding": 0.5, "head": 0.5, "vector": 0.25}
@@ -155,15 +162,12 @@ def longer(folder: Path, task: str, name: str) -> None:
         rows.result(Cell(task, SETTINGS[task].steps, name, best, seed))
 
 
-def long(folder: Path, task: str, name: str) -> None:
-    """Train the best of the short runs for long, at the better of two rates."""
+def long(folder: Path, task: str, name: str, seed: int) -> None:
+    """Train the best of the short runs for long, at half its learning rate."""
     rows = rows_in(folder)
     found = search(rows, task, name)
-    points = [found, dataclasses.replace(found, lr=found.lr / 2)]
-    made = [rows.result(Cell(task, LONG, name, p, 0)) for p in points]
-    best = Point(**max(made, key=goodness)["point"])
-    for seed in SEEDS:
-        rows.result(Cell(task, LONG, name, best, seed))
+    half = dataclasses.replace(found, lr=found.lr / 2)
+    rows.result(Cell(task, LONG, name, half, seed))
 
 
 def best_rows(
@@ -211,8 +215,12 @@ def jobs_of(stage: str, folder: Path) -> Iterator[tuple[Any, ...]]:
         yield from ((short, folder, stage, name) for name in candidates())
         return
     rows = rows_in(folder).all()
-    for task in ("gpt-stdlib", "llama"):
-        yield from ((long, folder, task, name) for name in finalists(rows, task))
+    for task in LONG_TASKS:
+        found = finalists(rows, task)
+        yield from ((long, folder, task, name, SEEDS[0]) for name in found)
+        further = [name for name in found if name in LONG_ON_ALL_SEEDS]
+        for seed in SEEDS[1:]:
+            yield from ((long, folder, task, name, seed) for name in further)
 
 
 def report(rows: list[dict[str, Any]], folder: Path) -> None:
