@@ -35,6 +35,10 @@ CENTRES = {
         "muon": 0.01,
         "prodigy": 1.0,
         "schedule-free-adamw": 0.01,
+        "sgdsai-orthogonal": 0.01,
+        "sgdsai-factored": 0.002,
+        "muon-factored": 0.01,
+        "muon-adamw": 0.01,
     },
     "vit-digits": {
         "sgdsai": 0.05,
@@ -51,6 +55,10 @@ CENTRES = {
         "muon": 0.002,
         "prodigy": 1.0,
         "schedule-free-adamw": 0.002,
+        "sgdsai-orthogonal": 0.002,
+        "sgdsai-factored": 0.001,
+        "muon-factored": 0.002,
+        "muon-adamw": 0.002,
     },
     "resnet-digits": {
         "sgdsai": 0.05,
@@ -60,6 +68,10 @@ CENTRES = {
         "sgdm-decoupled": 2.0,
         "sgdsai-shuffled": 0.05,
         "adam": 0.005,
+        "sgdsai-orthogonal": 0.005,
+        "sgdsai-factored": 0.005,
+        "muon-factored": 0.005,
+        "muon": 0.005,
     },
     "lora-pydoc": {
         "sgdsai": 0.005,
@@ -72,6 +84,10 @@ CENTRES = {
         "scaled-adamw": 0.005,
         "sgdsai-frozen-a": 0.005,
         "adamw-frozen-a": 0.005,
+        "sgdsai-orthogonal": 0.005,
+        "sgdsai-factored": 0.005,
+        "muon-factored": 0.005,
+        "muon": 0.005,
     },
     "ddpm-digits": {
         "sgdsai": 0.02,
@@ -80,6 +96,10 @@ CENTRES = {
         "sgd": 0.1,
         "sgdm-decoupled": 0.5,
         "sgdsai-shuffled": 0.02,
+        "sgdsai-orthogonal": 0.01,
+        "sgdsai-factored": 0.01,
+        "muon-factored": 0.01,
+        "muon": 0.01,
     },
     "lora-ddpm-digits": {
         "sgdsai": 1.0,
@@ -91,6 +111,10 @@ CENTRES = {
         "scaled-adamw": 0.02,
         "sgdsai-frozen-a": 1.0,
         "adamw-frozen-a": 0.02,
+        "sgdsai-orthogonal": 0.02,
+        "sgdsai-factored": 0.02,
+        "muon-factored": 0.02,
+        "muon": 0.02,
     },
 }
 # Values that all grids of a recipe have grown by, below and above the seven.
@@ -112,7 +136,14 @@ COLUMNS = {
         "sgdsai-frozen-a",
         "sgdm-decoupled",
     ],
-    "others without second moments": ["sgd", "lion", "muon", "scaled-gd"],
+    "one state per parameter": [
+        "sgdsai-orthogonal",
+        "sgdsai-factored",
+        "muon-factored",
+        "muon",
+        "muon-adamw",
+    ],
+    "others without second moments": ["sgd", "lion", "scaled-gd"],
     "with second moments": [
         "adamw",
         "adam",
@@ -124,7 +155,13 @@ COLUMNS = {
         "adamw-frozen-a",
     ],
 }
-OVERVIEW = ("sgdsai", "sgdsai-sqrt-numel", "sgdm-decoupled", "sgd", "adamw")
+OVERVIEW = (
+    "sgdsai-orthogonal",
+    "sgdsai-factored",
+    "sgdsai",
+    "muon",
+    "adamw",
+)
 SERIES = (1.0, 2.0, 5.0)
 
 

@@ -110,14 +110,14 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     ),
     "muon-factored": OptimizerSpec(
         muon_by_role.muon_factored,
-        {"momentum": 0.95, "momentum_of_rest": 0.9},
+        {"momentum": 0.9, "momentum_of_rest": 0.9},
         "as muon, for what sgdsai-orthogonal steps so; the rest as sgdsai-orthogonal",
         shards=False,
     ),
     "muon-adamw": OptimizerSpec(
         muon_by_role.muon_adamw,
         {
-            "momentum": 0.95,
+            "momentum": 0.9,
             **_ADAMW_SETTINGS,
             "embedding": 4.0,
             "head": 1.0,
