@@ -93,7 +93,7 @@ def plain_muon(names: list[str], steps: range) -> dict[str, list[Tensor]]:
     optimizer = torch.optim.Muon(
         [m for matrices in copies.values() for m in matrices],
         weight_decay=DECAY,
-        momentum=0.95,
+        momentum=0.9,
         adjust_lr_fn="match_rms_adamw",
     )
     guide = build("muon-adamw", run)
@@ -186,7 +186,7 @@ def test_muon_factored_steps_hidden_matrices_by_torchs_muon() -> None:
     copies = {n: flattened(n, trained.get_parameter(n)) for n in HIDDEN}
     matrices = [nn.Parameter(m) for parts in copies.values() for m in parts]
     oracle = torch.optim.Muon(
-        matrices, weight_decay=DECAY, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+        matrices, weight_decay=DECAY, momentum=0.9, adjust_lr_fn="match_rms_adamw"
     )
     optimizer = build("muon-factored", trained)
     for step in range(3):
