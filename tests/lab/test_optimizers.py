@@ -114,6 +114,7 @@ def test_every_optimizer_solves_a_least_squares_problem(name: str) -> None:
         ("sgdsai-factored", 1010 + 2 * 110, 2 + 2 * (1 + 2)),
         ("muon-factored", 1010, 2 + 1 + 2),
         ("muon-adamw", 1000 + 20, 1),
+        ("adamw-by-role", 2020, 2),
         ("lion", 1010, 0),
         # The bias starts where it was drawn, so that all four buffers are there.
         ("prodigy", 4 * 1010, 0),

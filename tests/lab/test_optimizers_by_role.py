@@ -134,20 +134,25 @@ def test_the_controls_give_muon_what_is_stepped_orthogonally(name: str) -> None:
     assert names(ours, "scaling", "orthogonal") == set(HIDDEN)
 
 
-def test_the_rest_of_muon_adamw_is_adamw_at_rates_of_its_own() -> None:
+@pytest.mark.parametrize(
+    ("name", "others"), [("muon-adamw", HIDDEN), ("adamw-by-role", [])]
+)
+def test_adamw_by_role_is_torchs_at_rates_of_its_own(
+    name: str, others: list[str]
+) -> None:
     trained, plain = model(), model()
-    rates = {"embedding": 4.0, "head": 1.0, "vector": 1.0, "other": 1.0}
+    rates = {"embedding": 4.0}
     roles = parameter_roles(plain)
-    rest = {n: p for n, p in plain.named_parameters() if n not in HIDDEN}
+    rest = {n: p for n, p in plain.named_parameters() if n not in others}
     oracle = torch.optim.AdamW(
         [
-            {"params": [p], "weight_decay": 0.0 if "bias" in n else DECAY / rates[role]}
+            {"params": [p], "weight_decay": 0.0 if "bias" in n else DECAY / rate}
             for n, p in rest.items()
-            for role in [roles[n]]
+            for rate in [rates.get(roles[n], 1.0)]
         ],
         betas=(0.9, 0.95),
     )
-    optimizer = build("muon-adamw", trained)
+    optimizer = build(name, trained)
     for step in range(3):
         backward(trained, step)
         for name, param in rest.items():
@@ -156,12 +161,23 @@ def test_the_rest_of_muon_adamw_is_adamw_at_rates_of_its_own() -> None:
             param.grad = grad.clone()
         lr = LR / (1 + step)
         for group, name in zip(oracle.param_groups, rest, strict=True):
-            group["lr"] = lr * rates[roles[name]]
+            group["lr"] = lr * rates.get(roles[name], 1.0)
         set_lr(optimizer, lr)
         optimizer.step()
         oracle.step()
     for name, param in rest.items():
         assert torch.equal(trained.get_parameter(name), param), name
+
+
+@pytest.mark.parametrize("name", ["sgdsai-orthogonal", "muon-factored"])
+def test_all_but_hidden_matrices_have_a_multiplier_of_their_own(name: str) -> None:
+    plain, changed = (
+        build_optimizer(name, model(), LR, DECAY, 0, settings)
+        for settings in (None, {"rest": 0.5})
+    )
+    for before, after in zip(plain.param_groups, changed.param_groups, strict=True):
+        factor = 1.0 if before["role"] in {"hidden", "stacked"} else 0.5
+        assert after["lr_multiplier"] == factor * before["lr_multiplier"]
 
 
 def test_the_rest_of_muon_factored_moves_as_under_sgdsai() -> None:

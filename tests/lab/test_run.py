@@ -30,6 +30,7 @@ def test_whatever_changes_a_number_changes_the_name(tiny: Recipe) -> None:
         run,
         dataclasses.replace(run, lr=0.2),
         dataclasses.replace(run, gsnr_every=5),
+        dataclasses.replace(run, settings={"betas": (0.9, 0.99)}),
         *(
             dataclasses.replace(run, recipe=override(tiny, {field: value}))
             for field, value in {
@@ -45,6 +46,12 @@ def test_whatever_changes_a_number_changes_the_name(tiny: Recipe) -> None:
     names += [run.folder_name({**NUMERICS, "threads": 2})]
     names += [run.folder_name({**NUMERICS, "data": "xyz"})]
     assert len(set(names)) == len(names)
+
+
+def test_settings_that_an_optimizer_does_not_have_are_refused(tiny: Recipe) -> None:
+    sentence = "settings must be among betas, eps for adamw, got momentum"
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        Run(tiny, "adamw", 0.1, 0, settings={"momentum": 0.9})
 
 
 def test_runs_from_before_a_field_was_added_keep_their_names() -> None:

@@ -1,6 +1,7 @@
 """Several optimizers on the same model, data order and seeds."""
 
 import dataclasses
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -136,8 +137,10 @@ def prepare(runs: Sequence[Run], ranks: Ranks = ALONE) -> Task:
                     "got fsdp2"
                 )
         ranks.spread(model)
-    for name, run in chosen.items():
-        build_optimizer(name, model, run.lr, run.weight_decay, run.seed)
+    for run in {json.dumps([r.optimizer, r.all_settings]): r for r in runs}.values():
+        build_optimizer(
+            run.optimizer, model, run.lr, run.weight_decay, run.seed, run.settings
+        )
     return task
 
 

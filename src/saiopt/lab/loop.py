@@ -114,7 +114,12 @@ class _Session:
         self.model = self._build_model().to(device)
         self.spread = ranks.spread(self.model)
         self.optimizer = build_optimizer(
-            run.optimizer, self.model, run.lr, run.weight_decay, run.seed
+            run.optimizer,
+            self.model,
+            run.lr,
+            run.weight_decay,
+            run.seed,
+            run.settings,
         )
         self.probe = GSNRProbe(self.model) if run.gsnr_every else None
         self.step = 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -34,6 +35,7 @@ class Run:
         seed: Of initial weights and data order, at least 0.
         gsnr_every: Steps between measurements of g-SNR; 0 measures none.
         fixed_weight_decay: λ instead of the one that the recipe's decay per step gives.
+        settings: Of the optimizer, instead of those that the lab gives it.
 
     Raises:
         ValueError: If an argument is out of its range, or does not go with the
@@ -46,9 +48,16 @@ class Run:
     seed: int
     gsnr_every: int = 0
     fixed_weight_decay: float | None = None
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        get_optimizer(self.optimizer)
+        known = get_optimizer(self.optimizer).settings
+        for name in self.settings:
+            if name not in known:
+                raise ValueError(
+                    f"settings must be among {', '.join(known)} for {self.optimizer}, "
+                    f"got {name}"
+                )
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
         if self.seed < 0:
@@ -88,6 +97,11 @@ class Run:
         return self.recipe.decay_per_step / self.lr
 
     @property
+    def all_settings(self) -> dict[str, Any]:
+        """The optimizer's settings beyond learning rate and decay."""
+        return {**get_optimizer(self.optimizer).settings, **self.settings}
+
+    @property
     def schedule(self) -> str:
         """The recipe's, unless the optimizer prescribes its own."""
         return get_optimizer(self.optimizer).schedule or self.recipe.schedule
@@ -101,7 +115,7 @@ class Run:
         description = {
             "recipe": {k: v for k, v in recipe.items() if k not in _IRRELEVANT},
             "optimizer": self.optimizer,
-            "settings": dict(get_optimizer(self.optimizer).settings),
+            "settings": self.all_settings,
             "lr": self.lr,
             "weight_decay": self.weight_decay,
             "seed": self.seed,

@@ -1,6 +1,7 @@
 """SGD-SaI whose rules go by the roles of parameters."""
 
-from typing import Literal, TypeAlias
+from collections.abc import Iterable
+from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
@@ -18,6 +19,7 @@ def by_role(
     *,
     rule: str,
     momentum: float,
+    rest: float = 1.0,
     state_dtype: DtypeName | None = None,
 ) -> SGDSaI:
     """Build SGD-SaI with one rule for hidden matrices, all others factored.
@@ -28,6 +30,7 @@ def by_role(
         weight_decay: λ of all parameters but vectors.
         rule: Of the hidden matrices, ``"orthogonal"`` or ``"factored"``.
         momentum: μ.
+        rest: Multiplies the rate of all but hidden matrices, beside their roles' own.
         state_dtype: Name of the momentum's dtype, None for the parameters'.
 
     Returns:
@@ -35,4 +38,17 @@ def by_role(
     """
     roles = ALL_FACTORED if rule == "factored" else None
     groups = orthogonal_groups(model, weight_decay, roles=roles)
+    multiply_rest(groups, rest)
     return SGDSaI(groups, lr=lr, momentum=momentum, state_dtype=state_dtype)
+
+
+def multiply_rest(groups: Iterable[dict[str, Any]], factor: float) -> None:
+    """Multiply the step of everything but hidden matrices.
+
+    Args:
+        groups: By role.
+        factor: Of their ``lr_multiplier``.
+    """
+    for group in groups:
+        if group["role"] not in {"hidden", "stacked"}:
+            group["lr_multiplier"] *= factor

@@ -14,8 +14,10 @@ from torch.optim import AdamW, Optimizer
 from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, DEFAULT_NS_STEPS, EPS
 from torch.optim._muon import muon as muon_step
 
+from saiopt.lab.optimizers.by_role import multiply_rest
 from saiopt.lab.optimizers.stepping import Stepping
 from saiopt.optimizer import SGDSaI, orthogonal_groups
+from saiopt.optimizer.roles import ROLES
 
 Group = dict[str, Any]
 
@@ -93,6 +95,7 @@ def muon_factored(
     *,
     momentum: float,
     momentum_of_rest: float,
+    rest: float = 1.0,
 ) -> Optimizer:
     """Build Muon for hidden matrices and factored scales for all others.
 
@@ -104,6 +107,7 @@ def muon_factored(
         weight_decay: λ of all parameters but vectors.
         momentum: μ of Muon.
         momentum_of_rest: μ of the others.
+        rest: Multiplies the rate of the others, beside their roles' own.
 
     Returns:
         The optimizer.
@@ -112,6 +116,7 @@ def muon_factored(
         ValueError: If there is no hidden matrix.
     """
     groups = _groups(model, weight_decay, {}, "muon-factored")
+    multiply_rest(groups, rest)
     # A rule that needs no gradient: SGD-SaI never sees those of these groups.
     own = {"scaling": "none", "momentum": momentum}
     chosen = [{**group, **own} if group["by_muon"] else group for group in groups]
@@ -153,6 +158,36 @@ def muon_adamw(
     rates = {"tied": embedding, "embedding": embedding, "head": head, "vector": vector}
     groups = _groups(model, weight_decay, rates, "muon-adamw")
     return MuonWithAdamWByRole(groups, lr, momentum, betas, eps)
+
+
+def adamw_by_role(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    embedding: float,
+) -> Optimizer:
+    """Build AdamW with a rate of its own for embeddings.
+
+    Args:
+        model: What is trained.
+        lr: η.
+        weight_decay: λ of all parameters but vectors; the decay per step is η·λ
+            whatever the multiplier.
+        betas: β₁ and β₂.
+        eps: ε.
+        embedding: Multiplier of η for embeddings, tied ones too.
+
+    Returns:
+        The optimizer.
+    """
+    rates = {role: {"lr_multiplier": 1.0} for role in ROLES}
+    rates |= {role: {"lr_multiplier": embedding} for role in ("tied", "embedding")}
+    found = orthogonal_groups(model, weight_decay, roles=rates)
+    groups = [{**group, "by_muon": False} for group in found]
+    return MuonWithAdamWByRole(groups, lr, 0.0, betas, eps)
 
 
 def step_by_muon(group: Group, states: Mapping[Tensor, Mapping[str, Tensor]]) -> None:

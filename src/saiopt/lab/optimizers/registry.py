@@ -1,6 +1,7 @@
 """The names under which recipes and commands know the optimizers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -43,7 +44,7 @@ def _by_role(
             f"{name}-{suffix}" if suffix else name,
             OptimizerSpec(
                 by_role.by_role,
-                {"rule": rule, "momentum": 0.9, **short},
+                {"rule": rule, "momentum": 0.9, "rest": 1.0, **short},
                 f"as {name}, with momentum in {state_dtype}" if suffix else source,
                 lr_of=name if suffix else None,
                 steps_in_backward=True,
@@ -110,7 +111,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     ),
     "muon-factored": OptimizerSpec(
         muon_by_role.muon_factored,
-        {"momentum": 0.9, "momentum_of_rest": 0.9},
+        {"momentum": 0.9, "momentum_of_rest": 0.9, "rest": 1.0},
         "as muon, for what sgdsai-orthogonal steps so; the rest as sgdsai-orthogonal",
         shards=False,
     ),
@@ -125,6 +126,11 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         },
         "as muon, for what sgdsai-orthogonal steps so; a multiplier of lr by role",
         shards=False,
+    ),
+    "adamw-by-role": OptimizerSpec(
+        muon_by_role.adamw_by_role,
+        {**_ADAMW_SETTINGS, "embedding": 4.0},
+        "as adamw, with a multiplier of lr for embeddings",
     ),
     "lion": OptimizerSpec(
         grouped("lion_pytorch", "Lion"),
@@ -203,7 +209,12 @@ def get_optimizer(name: str) -> OptimizerSpec:
 
 
 def build_optimizer(
-    name: str, model: nn.Module, lr: float, weight_decay: float, seed: int
+    name: str,
+    model: nn.Module,
+    lr: float,
+    weight_decay: float,
+    seed: int,
+    settings: Mapping[str, Any] | None = None,
 ) -> Optimizer:
     """Build an optimizer by its name.
 
@@ -213,6 +224,7 @@ def build_optimizer(
         lr: η.
         weight_decay: λ.
         seed: Of the run, for what is drawn at random.
+        settings: Instead of those of its entry.
 
     Returns:
         The optimizer.
@@ -222,4 +234,5 @@ def build_optimizer(
     """
     spec = get_optimizer(name)
     drawn = {"seed": seed} if spec.seeded else {}
-    return spec.build(model, lr, weight_decay, **spec.settings, **drawn)
+    chosen = {**spec.settings, **(settings or {})}
+    return spec.build(model, lr, weight_decay, **chosen, **drawn)
