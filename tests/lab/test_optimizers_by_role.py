@@ -169,7 +169,7 @@ def test_adamw_by_role_is_torchs_at_rates_of_its_own(
         assert torch.equal(trained.get_parameter(name), param), name
 
 
-@pytest.mark.parametrize("name", ["sgdsai-orthogonal", "muon-factored"])
+@pytest.mark.parametrize("name", ["sgdsai-orthogonal", *CONTROLS])
 def test_all_but_hidden_matrices_have_a_multiplier_of_their_own(name: str) -> None:
     plain, changed = (
         build_optimizer(name, model(), LR, DECAY, 0, settings)

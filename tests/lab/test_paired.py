@@ -1,6 +1,11 @@
 import pytest
 
-from saiopt.lab.paired import Comparison, compare_pairs, mean_metric
+from saiopt.lab.paired import (
+    Comparison,
+    compare_pairs,
+    corrected_verdicts,
+    mean_metric,
+)
 
 
 def row(optimizer, seed, value, recipe="resnet-digits", metric="accuracy"):
@@ -50,3 +55,38 @@ def test_a_mean_is_over_the_runs_that_finished():
     assert found is not None
     assert (found.count, found.mean) == (3, pytest.approx(0.82))
     assert mean_metric(ROWS, "resnet-digits", "sgd") is None
+
+
+def test_verdicts_of_one_table_are_corrected_for_their_number():
+    def of(*gains: float) -> Comparison:
+        return Comparison("gpt-stdlib", "a", "b", gains)
+
+    clear = of(1.0, 1.01, 0.99, 1.0, 1.02)
+    worse = of(-1.0, -1.01, -0.99, -1.0, -1.02)
+    # p = 0.037: excludes 0 alone, not where two are left.
+    barely = of(1.0, 0.1, 1.4, 0.6, 0.4)
+    assert barely.verdict == "better"
+    assert corrected_verdicts([barely]) == ["better"]
+    assert corrected_verdicts([barely, of(1.0, -1.0), clear, worse, of(1.0), of()]) == [
+        "open",
+        "open",
+        "better",
+        "worse",
+        "open",
+        "open",
+    ]
+
+
+def test_holm_holds_each_p_value_against_the_comparisons_that_are_left():
+    # p of 0.037 and 0.002: the second is below 0.05 / 2, then the first below 0.05 / 1.
+    found = [
+        Comparison("gpt-stdlib", "a", "b", gains)
+        for gains in ((1.0, 0.1, 1.4, 0.6, 0.4), (1.0, 0.6, 1.4, 0.9, 0.8))
+    ]
+    assert corrected_verdicts(found) == ["better", "better"]
+    assert corrected_verdicts([*found, found[0]]) == ["open", "better", "open"]
+
+
+def test_equal_gains_leave_no_doubt():
+    found = [Comparison("gpt-stdlib", "a", "b", [value] * 3) for value in (0.5, 0.0)]
+    assert corrected_verdicts(found) == ["better", "open"]

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from saiopt.analysis.paired_plot import plot_differences
 from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.recipes import get_recipe
@@ -120,6 +122,42 @@ def compare_seeds(
     pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
     gains = [sign * (a - b) for a, b in pairs if a is not None and b is not None]
     return Comparison(recipe, optimizer, control, gains, len(pairs) - len(gains))
+
+
+def corrected_verdicts(found: Sequence[Comparison], level: float = 0.05) -> list[str]:
+    """Judge the comparisons of one table together.
+
+    Of many comparisons without a difference some intervals exclude 0 by chance. Holm's
+    procedure keeps the probability of any false verdict below the level: the smallest
+    of k p-values is held against level / k, the next against level / (k - 1), and so on
+    until one is larger.
+
+    Args:
+        found: The comparisons; those of fewer than two pairs stay open.
+        level: Probability of a false verdict.
+
+    Returns:
+        ``"better"``, ``"worse"`` or ``"open"`` of each.
+
+    References:
+        Holm (1979), "A simple sequentially rejective multiple test procedure".
+    """
+    verdicts = ["open"] * len(found)
+    judged = [i for i, comparison in enumerate(found) if len(comparison.gains) > 1]
+    p_values = {i: _p_value(found[i].gains) for i in judged}
+    ascending = sorted(judged, key=p_values.__getitem__)
+    for rank, i in enumerate(ascending):
+        if p_values[i] > level / (len(ascending) - rank):
+            break
+        verdicts[i] = "better" if found[i].interval.mean > 0 else "worse"
+    return verdicts
+
+
+def _p_value(gains: Sequence[float]) -> float:
+    """Return how likely a mean as far from 0 is where there is no difference."""
+    if len(set(gains)) == 1:
+        return 0.0 if gains[0] else 1.0
+    return float(stats.ttest_1samp(gains, 0.0).pvalue)
 
 
 def mean_metric(rows: Iterable[Row], recipe: str, optimizer: str) -> Estimate | None:

@@ -134,6 +134,7 @@ def muon_adamw(
     embedding: float,
     head: float,
     vector: float,
+    rest: float = 1.0,
 ) -> Optimizer:
     """Build Muon for hidden matrices and AdamW with a rate by role for all others.
 
@@ -148,6 +149,7 @@ def muon_adamw(
         embedding: Multiplier of η for embeddings, tied ones too.
         head: The same for output layers.
         vector: The same for vectors.
+        rest: Multiplies these three and the rate of what has no role.
 
     Returns:
         The optimizer.
@@ -157,6 +159,7 @@ def muon_adamw(
     """
     rates = {"tied": embedding, "embedding": embedding, "head": head, "vector": vector}
     groups = _groups(model, weight_decay, rates, "muon-adamw")
+    multiply_rest(groups, rest)
     return MuonWithAdamWByRole(groups, lr, momentum, betas, eps)
 
 

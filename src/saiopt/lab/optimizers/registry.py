@@ -123,6 +123,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
             "embedding": 4.0,
             "head": 1.0,
             "vector": 1.0,
+            "rest": 1.0,
         },
         "as muon, for what sgdsai-orthogonal steps so; a multiplier of lr by role",
         shards=False,
