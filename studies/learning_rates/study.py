@@ -125,6 +125,22 @@ GROWN = {
     "ddpm-digits": (0, 1),
     "lora-ddpm-digits": (0, 2),
 }
+# What was swept later, from better known centres, has five values.
+BY_ROLE = (
+    "sgdsai-orthogonal",
+    "sgdsai-factored",
+    "muon-factored",
+    "muon-adamw",
+)
+NARROW = {
+    (recipe, optimizer)
+    for recipe, optimizers in CENTRES.items()
+    for optimizer in optimizers
+    if optimizer in BY_ROLE
+    or (optimizer == "muon" and recipe not in {"gpt-stdlib", "vit-digits"})
+}
+# Values that all of these grids of a recipe have grown by.
+NARROW_GROWN: dict[str, tuple[int, int]] = {}
 # A control that was still at the border then has more values than the others.
 FURTHER = {("gpt-stdlib", "sgdsai-shuffled"): 1}
 COLUMNS = {
@@ -165,13 +181,22 @@ OVERVIEW = (
 SERIES = (1.0, 2.0, 5.0)
 
 
-def grid(centre: float, below: int = 0, above: int = 0) -> list[float]:
-    """Return seven values of the 1-2-5 series around one of its members, and more."""
+def grid(centre: float, below: int, above: int) -> list[float]:
+    """Return values of the 1-2-5 series around one of its members."""
     series = [
         float(f"{digit:.0f}e{power}") for power in range(-8, 4) for digit in SERIES
     ]
     middle = series.index(centre)
-    return series[middle - 3 - below : middle + 4 + above]
+    return series[middle - below : middle + 1 + above]
+
+
+def reach(recipe: str, optimizer: str) -> tuple[int, int]:
+    """Return how many values a grid has below and above its centre."""
+    is_narrow = (recipe, optimizer) in NARROW
+    grown = (NARROW_GROWN if is_narrow else GROWN).get(recipe, (0, 0))
+    further = FURTHER.get((recipe, optimizer), 0)
+    half = 2 if is_narrow else 3
+    return half + grown[0], half + grown[1] + further
 
 
 def cells(
@@ -182,9 +207,7 @@ def cells(
         for optimizer, centre in CENTRES[recipe.name].items():
             if optimizer not in optimizers:
                 continue
-            below, above = GROWN.get(recipe.name, (0, 0))
-            above += FURTHER.get((recipe.name, optimizer), 0)
-            for lr in grid(centre, below, above):
+            for lr in grid(centre, *reach(recipe.name, optimizer)):
                 for seed in seeds:
                     yield Cell(Run(recipe, optimizer, lr, seed))
 
