@@ -7,10 +7,9 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from candidates import Stepper
 from torch import nn
 from wordy_source import WordySource
 
@@ -58,13 +57,20 @@ SETTINGS = {
 }
 
 
+class Steps(Protocol):
+    """What steps a model."""
+
+    def step(self, factor: float) -> None:
+        """Step all parameters; ``factor`` is the schedule's share of the peak."""
+
+
 @functools.cache
 def load(name: str) -> Task:
     """Return a task by name."""
     return WordySource() if name == "llama" else get_recipe(name).task.load()
 
 
-def trained(cell: Any, model: nn.Module, stepper: Stepper, size: int) -> Row:  # noqa: ANN401
+def trained(cell: Any, model: nn.Module, stepper: Steps, size: int) -> Row:  # noqa: ANN401
     """Train a model on its task, and return its metrics and the seconds it took."""
     began = time.perf_counter()
     torch.set_num_threads(1)
