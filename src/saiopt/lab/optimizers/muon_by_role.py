@@ -1,23 +1,25 @@
 """Muon for what SGD-SaI steps orthogonally, factored scales or AdamW for the rest.
 
 The controls of the rule ``"orthogonal"``: the same parameters get an orthogonal step,
-of torch's own Muon.
+as torch's Muon takes it.
 """
 
 import contextlib
+import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
-from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, DEFAULT_NS_STEPS, EPS
-from torch.optim._muon import muon as muon_step
+from torch.optim._muon import EPS
 
 from saiopt.lab.optimizers.by_role import multiply_rest
 from saiopt.lab.optimizers.stepping import Stepping
 from saiopt.optimizer import SGDSaI, orthogonal_groups
 from saiopt.optimizer.roles import ROLES
+from saiopt.scaling.orthogonal import UPDATE_RMS, newton_schulz
 
 Group = dict[str, Any]
 
@@ -194,7 +196,11 @@ def adamw_by_role(
 
 
 def step_by_muon(group: Group, states: Mapping[Tensor, Mapping[str, Tensor]]) -> None:
-    """Step the parameters of a group that have gradients by torch's Muon.
+    """Step the parameters of a group that have gradients as torch's Muon does.
+
+    It deviates in precision: torch's Newton-Schulz runs in bfloat16 everywhere, which
+    CPUs without such instructions emulate at a hundredth of their speed, and this one
+    in float32 on CPUs.
 
     Args:
         group: With ``lr``, ``lr_multiplier``, ``weight_decay``, ``momentum`` and
@@ -202,29 +208,26 @@ def step_by_muon(group: Group, states: Mapping[Tensor, Mapping[str, Tensor]]) ->
             matrix by matrix.
         states: State by parameter, with its ``momentum_buffer``.
     """
-    stepped = [p for p in group["params"] if p.grad is not None]
-    is_stacked = group.get("stacked", False)
-    buffers = (states[p]["momentum_buffer"] for p in stepped)
-    # Not reshape: a copy in their place would be updated for nothing.
-    params, momenta = (
-        [m for t in tensors for m in t.view(_matrices(t, is_stacked))]
-        for tensors in (stepped, buffers)
-    )
-    grads = [m for p in stepped for m in p.grad.reshape(_matrices(p, is_stacked))]
-    muon_step(
-        params,
-        grads,
-        momenta,
-        lr=group["lr"] * group["lr_multiplier"],
-        weight_decay=group["weight_decay"] / group["lr_multiplier"],
-        momentum=group["momentum"],
-        nesterov=True,
-        ns_coefficients=(DEFAULT_A, DEFAULT_B, DEFAULT_C),
-        ns_steps=DEFAULT_NS_STEPS,
-        eps=EPS,
-        adjust_lr_fn="match_rms_adamw",
-        has_complex=False,
-    )
+    lr, momentum = group["lr"] * group["lr_multiplier"], group["momentum"]
+    decay = 1 - group["lr"] * group["weight_decay"]
+    # Matrices of one shape are orthogonalised together.
+    together: defaultdict[tuple[int, ...], list[tuple[Tensor, Tensor]]]
+    together = defaultdict(list)
+    for p in group["params"]:
+        if p.grad is None:
+            continue
+        shape = _matrices(p, group.get("stacked", False))
+        buffer = states[p]["momentum_buffer"].lerp_(p.grad, 1 - momentum)
+        ahead = p.grad.lerp(buffer, momentum).reshape(shape)
+        together[tuple(ahead.shape[1:])] += zip(p.view(shape), ahead, strict=True)
+    for shape, pairs in together.items():
+        stack = torch.stack([ahead for _, ahead in pairs])
+        stack /= torch.linalg.matrix_norm(stack, keepdim=True).clamp_(min=EPS)
+        if stack.is_cuda and torch.cuda.is_bf16_supported():
+            stack = stack.bfloat16()
+        steps = newton_schulz(stack, UPDATE_RMS * math.sqrt(max(shape)))
+        for (param, _), step in zip(pairs, steps, strict=True):
+            param.mul_(decay).sub_(step, alpha=lr)
 
 
 def _groups(
