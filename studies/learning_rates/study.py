@@ -71,7 +71,7 @@ CENTRES = {
         "sgdsai-orthogonal": 0.005,
         "sgdsai-factored": 0.005,
         "muon-factored": 0.005,
-        "muon": 0.005,
+        "muon-adamw": 0.005,
     },
     "lora-pydoc": {
         "sgdsai": 0.005,
@@ -87,7 +87,7 @@ CENTRES = {
         "sgdsai-orthogonal": 0.005,
         "sgdsai-factored": 0.005,
         "muon-factored": 0.005,
-        "muon": 0.005,
+        "muon-adamw": 0.005,
     },
     "ddpm-digits": {
         "sgdsai": 0.02,
@@ -99,7 +99,7 @@ CENTRES = {
         "sgdsai-orthogonal": 0.01,
         "sgdsai-factored": 0.01,
         "muon-factored": 0.01,
-        "muon": 0.01,
+        "muon-adamw": 0.01,
     },
     "lora-ddpm-digits": {
         "sgdsai": 1.0,
@@ -114,7 +114,7 @@ CENTRES = {
         "sgdsai-orthogonal": 0.02,
         "sgdsai-factored": 0.02,
         "muon-factored": 0.02,
-        "muon": 0.02,
+        "muon-adamw": 0.02,
     },
 }
 # Values that all grids of a recipe have grown by, below and above the seven.
@@ -132,13 +132,6 @@ BY_ROLE = (
     "muon-factored",
     "muon-adamw",
 )
-NARROW = {
-    (recipe, optimizer)
-    for recipe, optimizers in CENTRES.items()
-    for optimizer in optimizers
-    if optimizer in BY_ROLE
-    or (optimizer == "muon" and recipe not in {"gpt-stdlib", "vit-digits"})
-}
 # Values that all of these grids of a recipe have grown by.
 NARROW_GROWN: dict[str, tuple[int, int]] = {}
 # A control that was still at the border then has more values than the others.
@@ -192,7 +185,7 @@ def grid(centre: float, below: int, above: int) -> list[float]:
 
 def reach(recipe: str, optimizer: str) -> tuple[int, int]:
     """Return how many values a grid has below and above its centre."""
-    is_narrow = (recipe, optimizer) in NARROW
+    is_narrow = optimizer in BY_ROLE
     grown = (NARROW_GROWN if is_narrow else GROWN).get(recipe, (0, 0))
     further = FURTHER.get((recipe, optimizer), 0)
     half = 2 if is_narrow else 3
