@@ -130,3 +130,48 @@ def plot_weight_change(
         )
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
+
+
+def plot_kernel_regime(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    deciding: tuple[float, float],
+    levels: Sequence[float],
+    leaves: Mapping[str, float],
+    title: str,
+    paths: Sequence[Path],
+) -> None:
+    """Draw weight change, training time and test error against T, one curve per P.
+
+    Args:
+        curves: T and mean over seeds, by quantity (``weight_change``, ``time``,
+            ``test_error``) and then by name.
+        deciding: The temperatures between which exponents are fitted.
+        levels: Weight changes at which T_c is taken.
+        leaves: T at which the test error leaves its plateau, by name.
+        title: Heading.
+        paths: Files to write.
+    """
+    labels = {
+        "weight_change": "relative weight change",
+        "time": "training time t*",
+        "test_error": r"test error; ticks: where it leaves its plateau",
+    }
+    with figure(paths, (13.0, 4.3), len(labels)) as (drawing, all_axes):
+        for axes, (quantity, label) in zip(all_axes, labels.items(), strict=True):
+            for color, (name, points) in zip(
+                COLORS, curves[quantity].items(), strict=False
+            ):
+                if points:
+                    x, y = zip(*points, strict=True)
+                    axes.plot(x, y, "o-", ms=4, color=color, label=name)
+            axes.axvspan(*deciding, color="#F2F2F2", zorder=0)
+            scale = "linear" if quantity == "test_error" else "log"
+            axes.set(xscale="log", yscale=scale, xlabel="T = lr / batch size")
+            axes.set_title(label, fontsize=10)
+        for level in levels:
+            all_axes[0].axhline(level, color="#999999", lw=0.8, ls=":")
+        for color, name in zip(COLORS, curves["test_error"], strict=False):
+            if name in leaves:
+                all_axes[2].axvline(leaves[name], ymax=0.06, color=color, lw=1.8)
+        all_axes[1].legend(frameon=False)
+        drawing.suptitle(title, x=0.01, ha="left", fontsize=11)

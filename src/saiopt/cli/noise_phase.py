@@ -24,12 +24,17 @@ class Phase:
         temperatures: T = lr / batch size.
         sizes: Training points P; the middle one gets the plane, the others one alpha.
         seeds: Number of seeds.
+        critical_alpha: That one alpha, at which T_c is taken.
         optimizer: Rule for the lr of each layer.
-        data: Images with labels +1 and -1.
+        data: digits, mnist-5k, mnist, cifar10, or an .npz file with images and labels.
         source: Folder of the data's parquet files, instead of the hub.
-        architecture: Five hidden layers, or a small convolutional net.
+        architecture: Fully connected, or a small convolutional net.
+        layers: Hidden layers of fc, blocks of mnas.
+        activation: Between the layers.
         width: Of the hidden layers.
         batch_size: Points of a step.
+        held_out: Images for the test error.
+        precision: Of the weights.
         max_steps: Steps before a run is given up and reported as such.
         runs_dir: Keeps the finished runs, which are reused.
         device: Where to train.
@@ -47,16 +52,25 @@ class Phase:
     ] = tuple(2.0**power for power in range(-13, -2, 2))
     sizes: Annotated[tuple[int, ...], arg(metavar="N ...")] = (64, 128, 256, 512, 1024)
     seeds: Annotated[int, arg(metavar="N")] = 3
+    critical_alpha: Annotated[
+        float | None, arg(metavar="X", help_behavior_hint="(default: the middle one)")
+    ] = None
     optimizer: Annotated[
         Literal["sgd", "sgdsai", "sgdsai-sqrt-numel"], arg(metavar="NAME")
     ] = "sgd"
-    data: Literal["digits", "mnist", "cifar10"] = "digits"
+    data: Annotated[str, arg(metavar="DATA")] = "digits"
     source: Annotated[
         Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the hub)")
     ] = None
     architecture: Literal["fc", "mnas"] = "fc"
+    layers: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: 5 of fc, 3 of mnas)")
+    ] = None
+    activation: Literal["relu", "gelu"] = "relu"
     width: Annotated[int, arg(metavar="N")] = 64
     batch_size: Annotated[int, arg(metavar="N")] = 16
+    held_out: Annotated[int, arg(metavar="N")] = 512
+    precision: Literal["float64", "float32"] = "float64"
     max_steps: Annotated[int, arg(metavar="N")] = 20_000
     runs_dir: Annotated[Path, arg(metavar="FOLDER")] = Path("runs")
     device: Annotated[
@@ -77,7 +91,13 @@ class Phase:
             report_folder,
             write_report,
         )
-        from saiopt.lab.noise.phase_table import lost_text, phase_table, trust_text
+        from saiopt.lab.noise.phase_table import (
+            kernel_table,
+            kernel_text,
+            lost_text,
+            phase_table,
+            trust_text,
+        )
 
         with refusing(ValueError):
             settings = Settings(
@@ -86,10 +106,14 @@ class Phase:
                 self.width,
                 self.batch_size,
                 self.max_steps,
+                self.held_out,
+                layers=self.layers,
+                activation=self.activation,
+                precision=self.precision,
             )
         cells, rows = self._train(settings)
-        findings = find(rows)
-        name = f"{self.data}, {self.architecture}, {self.optimizer}"
+        findings = find(rows, self.critical_alpha)
+        name = f"{Path(self.data).name}, {self.architecture}, {self.optimizer}"
         folder = report_folder(cells.folder, rows)
         write_report(folder, name, rows, findings)
         if self.json:
@@ -98,6 +122,9 @@ class Phase:
         console = new_console()
         console.print()
         console.print(phase_table(findings))
+        if findings.kernel is not None:
+            console.print(f"\n{kernel_text(findings.kernel)}\n")
+            console.print(kernel_table(findings.kernel))
         for text in (lost_text(findings), trust_text(findings, settings.depth)):
             console.print(f"\n{text}")
         console.print(f"\nHeat maps and findings: {folder}/", soft_wrap=True)
@@ -118,7 +145,12 @@ class Phase:
         device = device_of(self)
         with refusing(ValueError, FileNotFoundError):
             cells = plan(
-                [self.optimizer], self.alphas, self.temperatures, self.sizes, self.seeds
+                [self.optimizer],
+                self.alphas,
+                self.temperatures,
+                self.sizes,
+                self.seeds,
+                self.critical_alpha,
             )
             images = load_images(self.data, self.source)
             require_images(settings, cells, images)

@@ -7,16 +7,19 @@ from torch import nn
 from torch.func import vmap
 
 from saiopt.lab.noise.networks import (
+    GAINS,
     FullyConnected,
     Mnas,
     activation,
+    build,
     draw_weights,
 )
 
 
-def test_the_activation_has_second_moment_one() -> None:
+@pytest.mark.parametrize("name", GAINS)
+def test_the_activation_has_second_moment_one(name: str) -> None:
     def integrand(z: float) -> float:
-        value = activation(torch.tensor(z, dtype=torch.float64)).item()
+        value = activation(torch.tensor(z, dtype=torch.float64), name).item()
         return value**2 * math.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
 
     assert quad(integrand, -12, 12, points=[0])[0] == pytest.approx(1, abs=1e-8)
@@ -71,3 +74,17 @@ def test_weights_are_standard_normal_and_depend_on_the_seed_alone() -> None:
     assert not torch.equal(first, other)
     assert first.mean().item() == pytest.approx(0, abs=0.03)
     assert first.std().item() == pytest.approx(1, abs=0.03)
+
+
+def test_layers_and_activation_are_those_that_were_asked_for() -> None:
+    net = build("fc", (1, 2, 2), width=3, depth=2, activation="gelu")
+    assert net.shapes() == [(3, 4), (3, 3), (3,)]
+    weights = draw_weights(net, 0, torch.float64)
+    images = torch.randn(5, 1, 2, 2, dtype=torch.float64)
+    hidden = images.flatten(1)
+    for weight in weights[:-1]:
+        z = hidden @ weight.T / math.sqrt(weight.shape[1])
+        hidden = GAINS["gelu"] * nn.functional.gelu(z)
+    torch.testing.assert_close(net.output(weights, images), hidden @ weights[-1] / 3)
+    convolutional = build("mnas", (3, 8, 8), width=4, depth=2, activation="relu")
+    assert len(convolutional.shapes()) == 2 + 3 * 2

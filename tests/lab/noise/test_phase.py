@@ -38,7 +38,16 @@ def test_a_plan_that_cannot_be_is_refused(arguments: tuple, message: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("architecture", "vit"), ("width", 0), ("max_steps", 0)]
+    ("field", "value"),
+    [
+        ("architecture", "vit"),
+        ("width", 0),
+        ("max_steps", 0),
+        ("layers", 0),
+        ("activation", "tanh"),
+        ("precision", "float16"),
+        ("held_out", 0),
+    ],
 )
 def test_a_setting_out_of_range_is_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{field} must be .*, got {value}"):
@@ -84,13 +93,22 @@ def test_a_study_goes_on_where_it_was_stopped_and_reports_every_network(
     assert sum(findings.counts.values()) == len(CELLS)
     assert min(findings.counts.values()) > 0
     assert "diverged" in lost_text(findings)
-    assert "no exponent" in trust_text(findings, SMALL.depth)
+    assert "fewer than two P" in trust_text(findings, SMALL.depth)
     folder = report_folder(whole.folder, rows)
     write_report(folder, "digits", rows, findings)
     assert {path.name for path in folder.iterdir()} == {
         "findings.json", "plane.png", "plane.svg", "critical.png", "critical.svg",
     }  # fmt: skip
     assert report_folder(whole.folder, rows[:-1]) != folder
+
+
+def test_the_critical_alpha_is_that_which_was_asked_for() -> None:
+    cells = plan(["sgd"], [0.5, 8.0], [0.5, 1.0], [4, 8, 16], 2, critical_alpha=64.0)
+    assert {(cell.size, cell.alpha) for cell in cells} == {
+        (8, 0.5), (8, 8.0), (4, 64.0), (8, 64.0), (16, 64.0),
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"^critical_alpha must be positive .*got -1"):
+        plan(["sgd"], [1.0], [1.0], [4], 1, critical_alpha=-1.0)
 
 
 def test_other_settings_have_another_folder(tmp_path: Path) -> None:
@@ -121,4 +139,6 @@ def test_the_theory_is_that_of_the_architecture(exponent: Exponent | None) -> No
     depths = [Settings(architecture=name).depth for name in ("fc", "mnas")]
     deep, other = (trust_text(findings, depth) for depth in depths)
     assert "theory for 5 layers: 0.67)" in deep
+    shallow = trust_text(findings, Settings(layers=2).depth)
+    assert "theory for 2 layers: 0.33)" in shallow
     assert "theory" not in other

@@ -2,31 +2,37 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, relu
+from torch.nn.functional import conv2d, gelu, relu
 
 from saiopt.lab.draws import generator
 
 Weights: TypeAlias = Sequence[Tensor]
 
-# φ(z) = √2·relu(z) has E[φ(z)²] = 1 for z ~ N(0, 1), because E[relu(z)²] = 1/2.
-RELU_GAIN = math.sqrt(2)
+# φ(z) = gain · activation(z) has E[φ(z)²] = 1 for z ~ N(0, 1): E[relu(z)²] = 1/2 and
+# E[gelu(z)²] = 1/3 + 1/(2√3 π).
+GAINS = {
+    "relu": math.sqrt(2),
+    "gelu": (1 / 3 + 1 / (2 * math.sqrt(3) * math.pi)) ** -0.5,
+}
+_FUNCTIONS = {"relu": relu, "gelu": gelu}
 
 
-def activation(z: Tensor) -> Tensor:
-    """Return √2·relu(z), whose second moment is 1 for z ~ N(0, 1).
+def activation(z: Tensor, name: str = "relu") -> Tensor:
+    """Return φ(z), whose second moment is 1 for z ~ N(0, 1).
 
     Args:
         z: Any shape.
+        name: A key of ``GAINS``.
 
     Returns:
         The same shape.
     """
-    return RELU_GAIN * relu(z)
+    return GAINS[name] * _FUNCTIONS[name](z)
 
 
 class Architecture(Protocol):
@@ -48,12 +54,13 @@ class Architecture(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class FullyConnected:
-    """Five hidden layers: h ← φ(W h/√fan_in), f = a·h/width.
+    """D hidden layers: h ← φ(W h/√fan_in), f = a·h/width.
 
     Args:
         inputs: d, number of pixels.
         width: h of every hidden layer.
-        depth: Hidden layers.
+        depth: D, hidden layers.
+        activation: A key of ``GAINS``.
 
     References:
         Sclocchi, Geiger and Wyart (2023), arXiv 2301.13703.
@@ -62,6 +69,7 @@ class FullyConnected:
     inputs: int
     width: int
     depth: int = 5
+    activation: str = "relu"
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Return the shapes from the input to the output.
@@ -84,7 +92,8 @@ class FullyConnected:
         """
         hidden = images.flatten(1)
         for weight in weights[:-1]:
-            hidden = activation(hidden @ weight.T / math.sqrt(weight.shape[1]))
+            hidden = hidden @ weight.T / math.sqrt(weight.shape[1])
+            hidden = activation(hidden, self.activation)
         return hidden @ weights[-1] / self.width
 
 
@@ -101,11 +110,13 @@ class Mnas:
         channels: C of the images.
         width: h.
         blocks: Their number.
+        activation: A key of ``GAINS``.
     """
 
     channels: int
     width: int
     blocks: int = 3
+    activation: str = "relu"
 
     def shapes(self) -> list[tuple[int, ...]]:
         """Return the shapes from the stem to the output.
@@ -131,13 +142,13 @@ class Mnas:
         Returns:
             Shape (B,).
         """
-        hidden = activation(_convolve(images, weights[0]))
+        hidden = activation(_convolve(images, weights[0]), self.activation)
         for block in range(self.blocks):
             if block:
                 hidden = hidden[..., ::2, ::2]
             inside = hidden
             for weight in weights[1 + 3 * block : 4 + 3 * block]:
-                inside = activation(_convolve(inside, weight))
+                inside = activation(_convolve(inside, weight), self.activation)
             hidden = (hidden + inside) / math.sqrt(2)
         return hidden.mean(dim=(-2, -1)) @ weights[-1] / self.width
 
@@ -149,10 +160,28 @@ def _convolve(images: Tensor, weight: Tensor) -> Tensor:
     return conv2d(images, weight / math.sqrt(fan_in), padding=padding, groups=groups)
 
 
-ARCHITECTURES: dict[str, Callable[[Sequence[int], int], Architecture]] = {
-    "fc": lambda shape, width: FullyConnected(math.prod(shape), width),
-    "mnas": lambda shape, width: Mnas(shape[0], width),
-}
+def build(
+    name: str, shape: Sequence[int], width: int, depth: int, activation: str
+) -> Architecture:
+    """Return an architecture for images of a shape.
+
+    Args:
+        name: A member of ``ARCHITECTURES``.
+        shape: (C, H, W).
+        width: h.
+        depth: Hidden layers of ``fc``, blocks of ``mnas``.
+        activation: A key of ``GAINS``.
+
+    Returns:
+        The architecture.
+    """
+    if name == "fc":
+        return FullyConnected(math.prod(shape), width, depth, activation)
+    return Mnas(shape[0], width, depth, activation)
+
+
+# Names with their usual depths.
+ARCHITECTURES = {"fc": 5, "mnas": 3}
 
 
 def draw_weights(architecture: Architecture, seed: int, dtype: torch.dtype) -> Weights:

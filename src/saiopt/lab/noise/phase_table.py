@@ -5,8 +5,12 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
+from saiopt.lab.intervals import Estimate
 from saiopt.lab.noise.critical import Crossover
+from saiopt.lab.noise.kernel_regime import KernelRegime
 from saiopt.lab.noise.phase_report import Findings
+
+_GAMMA = "γ"  # noqa: RUF001 - the paper's symbol
 
 
 def phase_table(findings: Findings) -> Table:
@@ -43,6 +47,57 @@ def _critical_cells(seeds: Sequence[Crossover]) -> tuple[str, str]:
         return "T_c beyond the grid", count
     note = f"{min(found):.2g} to {max(found):.2g} ({count})"
     return f"T_c {statistics.geometric_mean(found):.3g}", note
+
+
+def kernel_table(found: KernelRegime) -> Table:
+    """Lay out the exponents of the kernel regime.
+
+    Args:
+        found: The exponents.
+
+    Returns:
+        A table that fits 80 columns.
+    """
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("exponent", no_wrap=True)
+    table.add_column("of", no_wrap=True)
+    table.add_column("mean ± 95 % (n seeds)", no_wrap=True)
+    rows: list[tuple[str, str, Estimate | None]] = [
+        ("δ", f"weight change ~ T^δ P^{_GAMMA}", found.delta),
+        (_GAMMA, "", found.gamma),
+        ("1 in theory", "t* ~ T^1 P^b", found.time_in_temperature),
+        ("b", "", found.b),
+        ("a", f"T_c ~ P^-a, as {_GAMMA}/δ", found.ratio),
+        *(
+            ("a", f"T_c where the change is {level:g}", a)
+            for level, a in found.levels.items()
+        ),
+        ("a", "T_c where the test error leaves its plateau", found.plateau),
+    ]
+    for name, what, value in rows:
+        table.add_row(name, what, "not in the grid" if value is None else _text(value))
+    return table
+
+
+def kernel_text(found: KernelRegime) -> str:
+    """Say where the exponents of the kernel regime come from.
+
+    Args:
+        found: The exponents.
+
+    Returns:
+        A sentence.
+    """
+    low, high = found.temperatures[0], found.temperatures[-1]
+    return (
+        f"At alpha = {found.alpha:g}, from the {len(found.temperatures)} T between "
+        f"{low:.2g} and {high:.2g} where noise decides how far the weights go."
+    )
+
+
+def _text(value: Estimate) -> str:
+    spread = "" if value.half_width is None else f" ± {value.half_width:.2f}"
+    return f"{value.mean:.2f}{spread} ({value.count})"
 
 
 def lost_text(findings: Findings) -> str:
@@ -102,10 +157,11 @@ def _theory_text(depth: int | None) -> str:
 def _critical_text(findings: Findings) -> str:
     fit = findings.critical_exponent
     if fit is None:
-        return "T_c was found at fewer than two P: no exponent."
+        return "T_c by twice the smallest change was found at fewer than two P."
     sizes = sorted({c.size for c in findings.critical if c.temperature is not None})
     return (
-        f"T_c ~ P^k at alpha = {findings.alpha:g}: k = {fit} (n={fit.count}, P from "
+        "T_c by twice the change at the smallest T, a definition of our own, ~ P^k at "
+        f"alpha = {findings.alpha:g}: k = {fit} (n={fit.count}, P from "
         f"{sizes[0]} to {sizes[-1]}). The interval is the seeds' scatter; P is too "
         "small to tell this from a bend."
     )
