@@ -26,6 +26,7 @@ class Perceptron:
         sizes: Numbers of points P, swept at the middle temperature.
         temperatures: T = lr / batch size, swept at the middle size.
         seeds: Number of seeds.
+        alpha: Scale of the loss.
         dimension: Of the points.
         batch_size: Points of a step.
         max_events: Weight changes before a run is given up and reported as such.
@@ -46,6 +47,7 @@ class Perceptron:
         16.0,
     )
     seeds: Annotated[int, arg(metavar="N")] = 8
+    alpha: Annotated[float, arg(metavar="X")] = 32768.0
     dimension: Annotated[int, arg(metavar="N")] = 64
     batch_size: Annotated[int, arg(metavar="N")] = 2
     max_events: Annotated[int, arg(metavar="N")] = 5_000_000
@@ -64,7 +66,7 @@ class Perceptron:
 
         with refusing(ValueError):
             settings = Settings(
-                self.dimension, self.batch_size, max_events=self.max_events
+                self.dimension, self.batch_size, self.alpha, self.max_events
             )
         cells, rows = self._train(settings)
         fits = fit_all(rows)

@@ -19,6 +19,9 @@ from saiopt.lab.noise.cells import Cells, Row
 from saiopt.lab.noise.perceptron_data import numpy_generator, signed_points
 
 _DATA, _SGD = 0, 1
+# From so many points on training begins with plain steps, up to a wait of P over this:
+# a few dozen points are unfitted then.
+_MANY, _PATIENCE = 2**15, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +152,7 @@ def train_cell(settings: Settings, cell: Cell) -> Row:
         settings.batch_size,
         settings.max_events,
         numpy_generator(_SGD, *data_key, cell.temperature),
+        cell.size // _PATIENCE if cell.size >= _MANY else 0,
     )
     return {
         **dataclasses.asdict(cell),

@@ -12,6 +12,12 @@ point: a point with margin m stays fitted while they move less than
 (m - 1/(αT)) / ‖x⊥/√d‖. Points with more room than a chosen reach are left out until u
 has moved that far. And the products of an erring point with the others are kept, since
 the same few points err again and again.
+
+As long as many points are unfitted, a step that draws its batch finds one soon, and
+costs nothing that grows with P. So training begins with plain steps, until one has
+waited in vain for as long as a look at all points takes. What an event costs later does
+not grow with P either, once training is long: the points that are followed lie within
+a room that u₁ ~ P^(1/(1+χ)) narrows, P (room / u₁)^(1+χ) of them.
 """
 
 import math
@@ -36,6 +42,7 @@ def train(  # noqa: ANN201 - compiled; see Returns
     batch_size: int,
     max_events: int,
     rng: np.random.Generator,
+    patience: int = 0,
 ):
     """Train until every point is fitted.
 
@@ -45,6 +52,8 @@ def train(  # noqa: ANN201 - compiled; see Returns
         batch_size: B <= P, points drawn without replacement, anew for every step.
         max_events: Steps that change u, at most about this many.
         rng: Source of the draws.
+        patience: Plain steps in a row that find no unfitted point, after which events
+            are simulated; 0 for events from the first.
 
     Returns:
         u, shape (d,); steps including those that do nothing, as a float; events; and
@@ -52,9 +61,16 @@ def train(  # noqa: ANN201 - compiled; see Returns
     """
     weights = np.zeros(points.shape[1])
     room_per_length = np.sqrt((points[:, 1:] ** 2).sum(axis=1))
-    steps, events, fitted = 0.0, 0, False
+    steps, events, idle = _step_plainly(
+        points, weights, threshold, batch_size, patience, max_events, rng
+    )
+    fitted = False
     while not fitted and events < max_events:
         margins = points @ weights
+        if idle and (margins < threshold).any():
+            # Otherwise training had ended before it waited.
+            steps += idle
+        idle = 0
         reach = max(2.0, _REACH * math.sqrt((weights[1:] ** 2).sum()))
         near = np.nonzero(margins - threshold < reach * room_per_length)[0]
         stop = (
@@ -74,6 +90,45 @@ def train(  # noqa: ANN201 - compiled; see Returns
         )
         steps += more_steps
     return weights, steps, events, fitted
+
+
+@numba.njit(cache=True)
+def _step_plainly(points, weights, threshold, batch_size, patience, max_events, rng):  # noqa: ANN001, ANN202
+    """Step as plain SGD does, until it finds nothing to do for a while.
+
+    To stop within a wait and to draw the rest of it is right: a geometric wait has no
+    memory. Returns the steps up to the last event, the events, and the steps since.
+    """
+    steps, events, idle = 0.0, 0, 0
+    drawn = np.empty(batch_size, np.int64)
+    while idle < patience and events < max_events:
+        num_unfitted = 0
+        for i in range(batch_size):
+            point = _another(drawn[:i], len(points), rng)
+            drawn[i] = point
+        # All of a batch are looked at before any of them moves u.
+        for i in range(batch_size):
+            margin = 0.0
+            for j in range(len(weights)):
+                margin += points[drawn[i], j] * weights[j]
+            if margin < threshold:
+                drawn[num_unfitted] = drawn[i]
+                num_unfitted += 1
+        for i in range(num_unfitted):
+            weights += points[drawn[i]]
+        idle += 1
+        if num_unfitted:
+            steps, events, idle = steps + idle, events + 1, 0
+    return steps, events, idle
+
+
+@numba.njit(cache=True)
+def _another(drawn, size, rng):  # noqa: ANN001, ANN202
+    """Draw a point that was not drawn before."""
+    while True:
+        point = rng.integers(0, size)
+        if not (drawn == point).any():
+            return point
 
 
 @numba.njit(cache=True)
