@@ -97,6 +97,7 @@ class Phase:
             lost_text,
             phase_table,
             trust_text,
+            ways_text,
         )
 
         with refusing(ValueError):
@@ -125,6 +126,8 @@ class Phase:
         if findings.kernel is not None:
             console.print(f"\n{kernel_text(findings.kernel)}\n")
             console.print(kernel_table(findings.kernel))
+        if findings.ways is not None:
+            console.print(f"\n{ways_text(findings.ways)}")
         for text in (lost_text(findings), trust_text(findings, settings.depth)):
             console.print(f"\n{text}")
         console.print(f"\nHeat maps and findings: {folder}/", soft_wrap=True)

@@ -23,6 +23,7 @@ from saiopt.lab.noise.critical import (
     fit_best,
     fit_critical,
 )
+from saiopt.lab.noise.gains import Gain, WayOut, gains, ways_out
 from saiopt.lab.noise.kernel_regime import (
     LEVELS,
     KernelRegime,
@@ -52,6 +53,8 @@ class Findings:
         critical_exponent: -a of T_c ~ P^-a.
         counts: Number of cells by status.
         kernel: Exponents of weight change, time and T_c at ``alpha``.
+        gains: What noise does to the test error at every α.
+        ways: The warmer way out of the kernel regime, and that of smaller α.
     """
 
     size: int
@@ -62,6 +65,8 @@ class Findings:
     critical_exponent: Exponent | None
     counts: dict[str, int]
     kernel: KernelRegime | None = None
+    gains: list[Gain] = dataclasses.field(default_factory=list)
+    ways: tuple[WayOut, WayOut] | None = None
 
 
 def find(rows: Sequence[Row], critical_alpha: float | None = None) -> Findings:
@@ -76,7 +81,8 @@ def find(rows: Sequence[Row], critical_alpha: float | None = None) -> Findings:
     """
     size = middle([row["size"] for row in rows])
     alpha = critical_alpha or middle([row["alpha"] for row in rows])
-    best = best_temperatures([row for row in rows if row["size"] == size])
+    plane = [row for row in rows if row["size"] == size]
+    best = best_temperatures(plane)
     sweep = [row for row in rows if row["alpha"] == alpha]
     critical = crossovers(sweep)
     states = [row["status"] for row in rows]
@@ -89,6 +95,8 @@ def find(rows: Sequence[Row], critical_alpha: float | None = None) -> Findings:
         fit_critical(critical),
         {state: states.count(state) for state in ("fitted", "unfitted", "diverged")},
         kernel_regime(sweep),
+        gains(plane),
+        ways_out(plane),
     )
 
 

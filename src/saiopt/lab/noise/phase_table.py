@@ -7,6 +7,7 @@ from rich.table import Table
 
 from saiopt.lab.intervals import Estimate
 from saiopt.lab.noise.critical import Crossover
+from saiopt.lab.noise.gains import WayOut
 from saiopt.lab.noise.kernel_regime import KernelRegime
 from saiopt.lab.noise.phase_report import Findings
 
@@ -26,9 +27,13 @@ def phase_table(findings: Findings) -> Table:
     table.add_column("at", no_wrap=True)
     table.add_column("temperature", no_wrap=True)
     table.add_column("note")
+    gains = {gain.alpha: gain.gain for gain in findings.gains}
     for best in findings.best:
         note = f"test error {best.test_error:.3f}"
         note += ", at the border" if best.at_border else ""
+        if best.alpha in gains:
+            gain = gains[best.alpha]
+            note += f"; noise gains {gain.mean:.3f} ± {gain.half_width:.3f}"
         table.add_row(
             f"α = {best.alpha:g}",  # noqa: RUF001 - the paper's symbol
             f"T_opt {best.temperature:.3g}",
@@ -98,6 +103,31 @@ def kernel_text(found: KernelRegime) -> str:
 def _text(value: Estimate) -> str:
     spread = "" if value.half_width is None else f" ± {value.half_width:.2f}"
     return f"{value.mean:.2f}{spread} ({value.count})"
+
+
+def ways_text(ways: tuple[WayOut, WayOut]) -> str:
+    """Say where the two ways out of the kernel regime lead.
+
+    Args:
+        ways: The warmer one, and that of smaller α.
+
+    Returns:
+        Sentences.
+    """
+    warmer, smaller = ways
+    return (
+        f"Out of the kernel regime (n={warmer.gain.count} seeds): raising T to "
+        f"{warmer.temperature:.2g} {_effect(warmer.gain)}, lowering alpha to "
+        f"{smaller.alpha:g} {_effect(smaller.gain)}."
+    )
+
+
+def _effect(gain: Estimate) -> str:
+    width = gain.half_width or 0.0
+    text = f"{abs(gain.mean):.3f} ± {width:.3f}"
+    if abs(gain.mean) <= width:
+        return f"changes the test error by {-gain.mean:+.3f} ± {width:.3f} (open)"
+    return f"{'lowers' if gain.mean > 0 else 'raises'} the test error by {text}"
 
 
 def lost_text(findings: Findings) -> str:
