@@ -56,7 +56,8 @@ class Phase:
         float | None, arg(metavar="X", help_behavior_hint="(default: the middle one)")
     ] = None
     optimizer: Annotated[
-        Literal["sgd", "sgdsai", "sgdsai-sqrt-numel"], arg(metavar="NAME")
+        Literal["sgd", "sgdsai", "sgdsai-sqrt-numel", "sgdsai-factored"],
+        arg(metavar="NAME"),
     ] = "sgd"
     data: Annotated[str, arg(metavar="DATA")] = "digits"
     source: Annotated[

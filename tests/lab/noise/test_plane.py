@@ -56,7 +56,7 @@ def train_alone(cell: Cell, images: Images, steps: int) -> tuple[list[Tensor], i
         if any(g.any() for g in grads):
             moved = step + 1
         for weight, grad, scale in zip(weights, grads, scales, strict=True):
-            weight.data -= lr * scale.item() * grad
+            weight.data -= lr * scale[0] * grad
     return [weight.detach() for weight in weights], moved
 
 
@@ -160,7 +160,31 @@ def test_scales_are_those_of_sgdsai_up_to_one_factor(
     assert mean.item() == pytest.approx(1)
 
 
+def test_factored_scales_are_those_of_sgdsai_up_to_one_factor() -> None:
+    params = [nn.Parameter(torch.randn(5, 7)), nn.Parameter(torch.randn(9))]
+    for param in params:
+        param.grad = torch.randn_like(param) + 0.3
+    grads = [param.grad.double() for param in params if param.grad is not None]
+    before = [param.detach().clone() for param in params]
+    ours = layer_scales("sgdsai-factored", [torch.stack([g, -2 * g]) for g in grads])
+    SGDSaI(params, lr=1.0, momentum=0.0, weight_decay=0.0, scaling="factored").step()
+    for network in range(2):
+        ratios = torch.cat(
+            [
+                ((old - param.detach()) / g / layer[network]).flatten()
+                for old, param, g, layer in zip(
+                    before, params, grads, ours, strict=True
+                )
+            ]
+        )
+        torch.testing.assert_close(
+            ratios, ratios[:1].expand_as(ratios), rtol=1e-4, atol=0
+        )
+    lowered = sum((s[0] * g.square()).sum() for s, g in zip(ours, grads, strict=True))
+    assert lowered.item() == pytest.approx(sum(g.square().sum().item() for g in grads))
+
+
 def test_the_control_scales_by_one() -> None:
     grads = [torch.randn(3, 4, 5), torch.randn(3, 6)]
     for scale in layer_scales("sgd", grads):
-        assert torch.equal(scale, torch.ones(3))
+        assert torch.equal(scale.flatten(), torch.ones(3))

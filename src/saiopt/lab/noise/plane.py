@@ -160,7 +160,7 @@ class Plane:
         for weight, layer_grad, scale in zip(
             self.weights, grads, self._scales, strict=True
         ):
-            step_size = (self._rates * scale).view(-1, *[1] * (weight.dim() - 1))
+            step_size = self._rates.view(-1, *[1] * (weight.dim() - 1)) * scale
             weight.addcmul_(layer_grad, step_size, value=-1)
 
     def _measure_scales(self, grads: Sequence[Tensor]) -> list[Tensor]:
@@ -170,12 +170,13 @@ class Plane:
             for name in {cell.optimizer for cell in self.cells}
         }
         return [
-            torch.stack([by_rule[cell.optimizer][k][i] for i, cell in self._numbered()])
+            torch.stack(
+                torch.broadcast_tensors(
+                    *(by_rule[c.optimizer][k][i] for i, c in enumerate(self.cells))
+                )
+            )
             for k in range(len(grads))
         ]
-
-    def _numbered(self) -> list[tuple[int, Cell]]:
-        return list(enumerate(self.cells))
 
     def _draw(self, steps: int) -> Tensor:
         """Return uniform numbers, shape (num_seeds, steps, B), that name the points."""
