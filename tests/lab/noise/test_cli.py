@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from saiopt.cli import main
@@ -30,6 +31,25 @@ def test_a_study_prints_its_table_and_says_where_its_files_are(
     folder = json.loads(capsys.readouterr().out)["folder"]
     assert list((tmp_path / folder).glob("*.png"))
     assert len(list(tmp_path.glob("*/cells.jsonl"))) == 1
+
+
+def test_a_study_of_own_images_has_the_kernel_regime(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).standard_normal((40, 3, 6, 6))
+    np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(40) % 2)
+    command = [
+        "noise", "phase", "--data", str(tmp_path / "mine.npz"), "--alphas", "4096",
+        "--temperatures", "0.001", "0.004", "0.016", "--sizes", "4", "8", "--seeds",
+        "2", "--architecture", "mnas", "--layers", "1", "--activation", "gelu",
+        "--width", "4", "--held-out", "16", "--precision", "float32",
+        "--critical-alpha", "4096", "--runs-dir", str(tmp_path),
+    ]  # fmt: skip
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "where noise decides" in printed
+    assert "mean ± 95 % (n seeds)" in printed
+    assert list(tmp_path.glob("*/*/kernel_regime.png"))
 
 
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, ConnectionError])
