@@ -1,0 +1,44 @@
+"""When does SGD's noise end the kernel regime?
+
+Runs `saiopt noise phase` on 5,000 images of MNIST at α = 32768, seed by seed, reusing
+finished networks, and copies rows, findings, environment and figure beside this file.
+"""
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from saiopt.cli import main
+
+HERE = Path(__file__).parent
+SEEDS = 5
+COMMAND = [
+    *("noise", "phase", "--json", "--data", "mnist-5k", "--alphas", "32768"),
+    *("--sizes", "256", "512", "1024", "2048", "4096"),
+    *("--temperatures", *(str(2.0**power) for power in range(-12, -1))),
+    *("--held-out", "904", "--precision", "float32", "--max-steps", "80000"),
+]
+
+
+def run() -> None:
+    """Carry out the study and keep its files."""
+    for seeds in range(1, SEEDS + 1):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            code = main([*COMMAND, "--seeds", str(seeds), *sys.argv[1:]])
+        if code:
+            sys.exit(code)
+        report = Path(json.loads(output.getvalue())["folder"])
+        shutil.copyfile(report.parent / "cells.jsonl", HERE / "results.jsonl")
+        shutil.copyfile(report.parent / "environment.json", HERE / "environment.json")
+        shutil.copyfile(report / "findings.json", HERE / "findings.json")
+    for suffix in ("png", "svg"):
+        path = HERE / f"kernel_regime.{suffix}"
+        shutil.copyfile(report / path.name, path)
+
+
+if __name__ == "__main__":
+    run()
