@@ -23,21 +23,24 @@ COMMAND = [
 ]
 
 
+def call(seeds: int) -> Path:
+    """Train the networks of some seeds and return the folder of their report."""
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        code = main([*COMMAND, "--seeds", str(seeds), *sys.argv[1:]])
+    if code:
+        sys.exit(code)
+    return Path(json.loads(output.getvalue())["folder"])
+
+
 def run() -> None:
     """Carry out the study and keep its files."""
     for seeds in range(1, SEEDS + 1):
-        output = io.StringIO()
-        with contextlib.redirect_stdout(output):
-            code = main([*COMMAND, "--seeds", str(seeds), *sys.argv[1:]])
-        if code:
-            sys.exit(code)
-        report = Path(json.loads(output.getvalue())["folder"])
+        report = call(seeds)
         shutil.copyfile(report.parent / "cells.jsonl", HERE / "results.jsonl")
         shutil.copyfile(report.parent / "environment.json", HERE / "environment.json")
-        shutil.copyfile(report / "findings.json", HERE / "findings.json")
-    for suffix in ("png", "svg"):
-        path = HERE / f"kernel_regime.{suffix}"
-        shutil.copyfile(report / path.name, path)
+        for path in (report / "findings.json", *report.glob("kernel_regime.*")):
+            shutil.copyfile(path, HERE / path.name)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Runs `saiopt noise phase` at its default size, once more at α = 64, and on finer grids
 for T_opt and for T_c, all of which reuse finished networks, and copies rows, findings,
-environment and figures beside this file. Further arguments go to the command.
+environment and figures beside this file. Further arguments go to the command; with
+`--draw` alone it fits and draws the rows that are there.
 """
 
 import contextlib
@@ -10,10 +11,12 @@ import io
 import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from saiopt.cli import main
+from saiopt.lab.noise.phase_report import find, write_report
 
 HERE = Path(__file__).parent
 
@@ -23,10 +26,11 @@ def powers(first: int, last: int, step: int = 1) -> list[str]:
     return [str(2.0**power) for power in range(first, last + 1, step)]
 
 
+FINE_SIZE, FINE_ALPHAS, FINE_T = 256, powers(-8, -1), powers(-15, -4)
 FINE_BEST = [
-    *("--alphas", *powers(-8, -1)),
-    *("--temperatures", *powers(-15, -4)),
-    *("--sizes", "256", "--seeds", "6"),
+    *("--alphas", *FINE_ALPHAS),
+    *("--temperatures", *FINE_T),
+    *("--sizes", str(FINE_SIZE), "--seeds", "6"),
 ]
 FINE_CRITICAL = [
     *("--alphas", "64"),
@@ -59,6 +63,8 @@ def run(arguments: list[str]) -> None:
         shutil.copyfile(plane / f"plane.{suffix}", HERE / f"plane.{suffix}")
         shutil.copyfile(plane / f"critical.{suffix}", HERE / f"critical.{suffix}")
         shutil.copyfile(lazy / f"critical.{suffix}", HERE / f"critical_64.{suffix}")
+        kernel = HERE / f"kernel_regime_64.{suffix}"
+        shutil.copyfile(critical / f"kernel_regime.{suffix}", kernel)
     shutil.copyfile(plane / "findings.json", HERE / "findings.json")
     shutil.copyfile(lazy / "findings.json", HERE / "findings_64.json")
     shutil.copyfile(best / "findings.json", HERE / "findings_fine.json")
@@ -76,5 +82,35 @@ def keep(cells: Path, path: Path) -> None:
     path.write_text("".join(plain))
 
 
+def draw() -> None:
+    """Fit and draw the committed rows of T_c and of T_opt once more."""
+    alphas, temperatures = (set(map(float, t)) for t in (FINE_ALPHAS, FINE_T))
+    for name, chosen in {
+        "critical": rows_in("results_critical.jsonl"),
+        "fine": [
+            row
+            for row in rows_in("results.jsonl")
+            if row["alpha"] in alphas
+            and row["temperature"] in temperatures
+            and row["size"] == FINE_SIZE
+        ],
+    }.items():
+        with tempfile.TemporaryDirectory() as folder:
+            report = Path(folder) / name
+            report.mkdir()
+            write_report(report, "digits, fc, sgd", chosen, find(chosen))
+            shutil.copyfile(report / "findings.json", HERE / f"findings_{name}.json")
+            for path in report.glob("kernel_regime.*"):
+                shutil.copyfile(path, HERE / f"kernel_regime_64{path.suffix}")
+
+
+def rows_in(name: str) -> list[dict[str, Any]]:
+    """Return the rows of a file."""
+    return list(map(json.loads, (HERE / name).read_text().splitlines()))
+
+
 if __name__ == "__main__":
-    run(sys.argv[1:])
+    if sys.argv[1:] == ["--draw"]:
+        draw()
+    else:
+        run(sys.argv[1:])
