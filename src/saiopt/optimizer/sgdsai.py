@@ -94,6 +94,12 @@ class SGDSaI(Optimizer):
             block, on any ranks, and of the run by the first rank's
             :func:`torch.initial_seed`. Weights in float16 always round to the nearest,
             so that steps of less than half their spacing are lost.
+        replicated: whether plain parameters are the same on all ranks of the default
+            process group and step together, as under DistributedDataParallel. Then each
+            rank finds the orthogonal factors of some and sends them to the others;
+            else every rank finds all. DTensors are shared by their placements.
+        bucket_cap_mb: MiB of matrices that a rank orthogonalises between two exchanges
+            with the ranks that share them, if one matrix is not more.
 
     Raises:
         TypeError: an argument is of the wrong kind, or a parameter that trains is
@@ -133,6 +139,8 @@ class SGDSaI(Optimizer):
         fused: bool | None = None,
         state_dtype: StateDtype | None = None,
         stochastic_rounding: bool | None = None,
+        replicated: bool = False,
+        bucket_cap_mb: float = 25.0,
     ) -> None:
         given = {
             "lr": lr,
@@ -146,6 +154,8 @@ class SGDSaI(Optimizer):
             "fused": fused,
             "state_dtype": state_dtype,
             "stochastic_rounding": stochastic_rounding,
+            "replicated": replicated,
+            "bucket_cap_mb": bucket_cap_mb,
         }
         defaults = options.normalised(given)
         options.check(defaults, reads=_has_value(defaults["lr"]))

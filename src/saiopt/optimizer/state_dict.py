@@ -277,7 +277,16 @@ def _made(key: str, value: float, param: Tensor) -> Tensor:
 
 
 # Options that version 0.1 did not have.
-_LATER = {**options.OF_GROUPS, "calibration_steps": None}
+_LATER = {
+    **options.OF_GROUPS,
+    "calibration_steps": None,
+    "replicated": False,
+    "bucket_cap_mb": 25.0,
+}
+
+
+# How a step is executed, and on which ranks; and what the model calls its parameters.
+_OF_THE_MACHINE = ("foreach", "fused", "replicated", "bucket_cap_mb", "param_names")
 
 
 def fill_in(
@@ -307,7 +316,7 @@ def fill_in(
         if group["scaling"] == A_CALLABLE:
             group["scaling"] = old["scaling"]
         if held:
-            kept = {k: old[k] for k in ("foreach", "fused", "param_names") if k in old}
+            kept = {k: old[k] for k in _OF_THE_MACHINE if k in old}
             if old["state_dtype"] is not None:
                 kept["state_dtype"] = old["state_dtype"]
             group.update(options.normalised({**group, **kept}))
