@@ -17,6 +17,7 @@ from saiopt.scaling import Scaling, rule_of
 from . import options
 from .binding import Binding, Taken
 from .calibration import held_largest
+from .given_scales import BlockScale, give_scale, misfit_of_scale
 from .lane import Call, Gradients
 from .state import is_concrete, is_state
 from .state_dict import (
@@ -323,7 +324,7 @@ class SGDSaI(Optimizer):
         finally:
             hook.remove()
 
-    def assign_scales(self, scales: Mapping[Tensor, float]) -> None:
+    def assign_scales(self, scales: Mapping[Tensor, BlockScale]) -> None:
         """Set the scales of some parameters; :func:`saiopt.set_scales` names them.
 
         A frozen parameter gets a state to remember its scale in.
@@ -332,21 +333,21 @@ class SGDSaI(Optimizer):
             scales: s by parameter, 0 to calibrate at the next usable gradient.
 
         Raises:
-            ValueError: a parameter's scales differ within it.
+            ValueError: a parameter has other scales than these.
         """
-        named = {p for p, s in scales.items() if s > 0 or is_state(self.state.get(p))}
+        named = {p for p, s in scales.items() if s or is_state(self.state.get(p))}
         self._bind(Gradients(), named)
-        for param in scales:
-            if "num_measured" in self.state.get(param, {}):
-                raise ValueError(
-                    "scales must be of blocks that have one each, got one whose rule "
-                    "measures rows or columns, or several gradients"
-                )
-        for param, scale in scales.items():
-            if is_state(self.state.get(param)):
-                held = self.state[param]["scale"]
-                waits = not is_concrete(held) or held.item() <= 0
-                held.fill_(-scale if waits else scale)
+        given = [
+            (scale, self.state[param])
+            for param, scale in scales.items()
+            if is_state(self.state.get(param))
+        ]
+        for scale, entry in given:
+            problem = misfit_of_scale(scale, entry)
+            if problem:
+                raise ValueError(f"scales {problem}, got {scale}")
+        for scale, entry in given:
+            give_scale(scale, entry)
         self._binding = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:

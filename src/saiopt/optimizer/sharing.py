@@ -197,7 +197,7 @@ def _step(bucket: _Bucket, parts: Sequence[Part]) -> None:
         blocks = [with_direction(block, along) for block, along in moving]
         first = parts[members[0]]
         first.execution.finish(blocks, first.coefficients._replace(direction=None))
-        advance(blocks)
+    advance([part.block for part in parts if part.has_grad])
 
 
 def _look_ahead(parts: Sequence[Part]) -> list[Tensor]:
@@ -227,10 +227,12 @@ def _advancing(part: Part) -> Block:
 
 
 def _calls(parts: Sequence[Part]) -> Iterator[list[int]]:
-    """Yield the places of parts that can share a call."""
+    """Yield the places of parts with entries that can share a call."""
     calls: dict[tuple[int, int], list[int]] = {}
     for i, part in enumerate(parts):
-        calls.setdefault((id(part.execution), id(part.coefficients)), []).append(i)
+        if part.block.param.numel() > 0:
+            key = (id(part.execution), id(part.coefficients))
+            calls.setdefault(key, []).append(i)
     yield from calls.values()
 
 
