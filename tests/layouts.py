@@ -337,18 +337,14 @@ def draw_grads(model, step):
                 param.grad = whole
 
 
-def run_rounded(name, dtype, state_dtype, steps=4, make=make_wide_net):
+def run_rounded(name, dtype, state_dtype, steps=4, make=make_wide_net, scaling="gsnr"):
     """Return parameters after steps with drawn gradients; no name means one process."""
     layout = LAYOUTS.get(name, Layout(1, lambda net: net))
     model = layout.spread(make(dtype))
     if dist.is_initialized():
         # As many programs do, so that ranks draw apart.
         torch.manual_seed(dist.get_rank())
-    options = {**OPTIONS, "state_dtype": state_dtype}
-    if layout.zero:
-        optimizer = zero_redundancy(model.parameters(), options)
-    else:
-        optimizer = SGDSaI(model.parameters(), **options)
+    optimizer, _ = make_optimizer(model, layout, scaling, state_dtype=state_dtype)
     for step in range(steps):
         draw_grads(model, step)
         optimizer.step()

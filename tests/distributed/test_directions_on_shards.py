@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from layouts import LAYOUTS, OPTIONS
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
@@ -384,3 +385,48 @@ def test_one_process_has_no_replicas():
         param.grad = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
         optimizer.step()
     assert torch.equal(*params)
+
+
+# Compiled
+
+
+def compiled_or_not():
+    """Parameters of both, and how many frames were compiled after some steps."""
+    results = []
+    for compiles in (False, True):
+        torch._dynamo.reset()
+        model = layouts.fsdp2(layouts.make_net())
+        optimizer, _ = layouts.make_optimizer(model, LAYOUTS["FSDP2"], "orthogonal")
+        frames = CompileCounter()
+        step = optimizer.step
+        if compiles:
+            step = torch.compile(step, backend=frames)
+        counts = []
+        for ids, labels in layouts.batches(9):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(ids), labels).backward()
+            step()
+            counts.append(frames.frame_count)
+        results.append(layouts.full_params(model))
+    return *results, counts
+
+
+def test_a_compiled_step_is_the_eager_one(workers):
+    for expected, found, counts in workers.run(2, compiled_or_not):
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-12)
+        # Nothing while vectors measure; then once, by what was the last to change.
+        assert counts[-1] == counts[-3]
+        assert counts[-1] <= 2
+
+
+# Roundings
+
+
+@pytest.mark.parametrize("state_dtype", [torch.int8, "int4"])
+@pytest.mark.parametrize("name", ["FSDP2", "FSDP2, uneven shards", "HSDP"])
+def test_momentum_in_few_bits_rounds_like_one_process(workers, name, state_dtype):
+    args = (torch.bfloat16, state_dtype, 4, layouts.make_wide_net, "orthogonal")
+    expected = layouts.run_rounded(None, *args)
+    for found in workers.run(LAYOUTS[name].world, layouts.run_rounded, name, *args):
+        assert all(torch.equal(found[key], value) for key, value in expected.items())

@@ -263,6 +263,50 @@ def test_slices_that_a_frozen_heap_hides_are_refused(workers):
     workers.run(2, frozen_heap)
 
 
+def finer_rules_of_slices(scaling):
+    """What a step and a constructor say of a slice."""
+    model = layouts.make_net()
+    early = SGDSaI([("up.weight", model.up.weight)], scaling=scaling)
+    wrapped = layouts.fsdp1(model)
+    late = [p for p in wrapped.parameters() if p.numel() > 0][:1]
+    # As trainers do that swap the parameters of an optimizer.
+    early.param_groups[0]["params"] = late
+    late[0].grad = torch.ones_like(late[0])
+    before = late[0].detach().clone()
+    with pytest.raises(RuntimeError, match="use fully_shard") as at_step:
+        early.step()
+    with pytest.raises(RuntimeError, match="use fully_shard") as at_once:
+        SGDSaI(late, scaling=scaling)
+    assert torch.equal(late[0], before)
+    assert not early.state
+    return str(at_step.value), str(at_once.value)
+
+
+@pytest.mark.parametrize("scaling", ["factored", "orthogonal"])
+def test_finer_rules_are_refused_for_slices(workers, scaling):
+    for step, constructor in workers.run(2, finer_rules_of_slices, scaling):
+        sentence = f"scaling must not be {scaling!r} under FullyShardedDataParallel, "
+        assert step.startswith(sentence)
+        assert "got 'up.weight'" in step
+        assert constructor.startswith(sentence)
+
+
+def flattened_by_a_trainer(scaling):
+    """What DeepSpeed and others put in the place of many parameters."""
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2, bias=False))
+    optimizer = SGDSaI(model.parameters(), scaling=scaling)
+    flat = nn.Parameter(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    optimizer.param_groups[0]["params"] = [flat]
+    flat.grad = torch.ones_like(flat)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("scaling", ["factored", "orthogonal"])
+def test_finer_rules_are_refused_for_what_was_flattened(scaling):
+    with pytest.raises((RuntimeError, ValueError), match="must"):
+        flattened_by_a_trainer(scaling)
+
+
 def sliced_into_one_dimension():
     model = layouts.fsdp1(layouts.make_net())
     with pytest.raises(ValueError, match="choose the groups by name"):

@@ -254,11 +254,17 @@ class SGDSaI(Optimizer):
         Raises:
             RuntimeError: see :meth:`step`.
             TypeError: see :meth:`step`.
-            ValueError: the parameter is not the optimizer's, or its group scales by
-                `"gsnr_max"`, which needs all gradients; or see :meth:`step`.
+            ValueError: the parameter is not the optimizer's, its group scales by
+                `"gsnr_max"`, which needs all gradients, or is `replicated`; or see
+                :meth:`step`.
         """
         del group, i
         binding, taken = self._take_one(p)
+        if any(lane.group["replicated"] for lane, _ in taken):
+            raise ValueError(
+                "replicated must be False in step_parameter, which ranks need not call "
+                "in the same order, got True"
+            )
         if binding.needs_all_blocks:
             for lane, _ in taken:
                 if rule_of(lane.group["scaling"]).needs_all_blocks:
