@@ -162,6 +162,9 @@ class Binding:
                 if not state.is_state(entry):
                     fresh.add(id(param))
                 entry.update(state.ordinary_tensors(entry))
+                rule = state.finer_rule(group)
+                if state.is_state(entry) and group.get("scaled_by", rule) != rule:
+                    entry["scale"] = torch.zeros_like(entry["scale"])
                 for key in state.obsolete(entry, group):
                     del entry[key]
                 entry.update(state.complete(entry, param, group))
@@ -169,6 +172,8 @@ class Binding:
                 states[param] = entry
                 if state.lacks_seed(entry, param, group):
                     seedless.append(param)
+            for group in self._groups:
+                group["scaled_by"] = state.finer_rule(group)
             if seedless:
                 seeds = state.first_seeds(seedless)
                 for param, seed in zip(seedless, seeds, strict=True):

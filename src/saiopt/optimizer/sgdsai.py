@@ -48,7 +48,9 @@ class SGDSaI(Optimizer):
     Until then only the decay acts on the block. The first call of :meth:`step`
     allocates the state of every parameter that requires a gradient. Steps in which a
     sharded block waits run one small collective per process group, the first one more
-    where sharded blocks round stochastically, later ones none.
+    where sharded blocks round stochastically, later ones none; but `"orthogonal"`
+    exchanges the parts of its matrices in every step, each of which one of their ranks
+    orthogonalises. All ranks with a part step together, with a gradient or without.
 
     On a float32 model without degenerate blocks this follows the authors' release 1.0.3
     to rounding. It deviates on degenerate blocks (:func:`saiopt.scaling.gsnr`), and
@@ -57,6 +59,8 @@ class SGDSaI(Optimizer):
     from the momentum, and in its moving average, whose dampening is μ. The momentum
     averages the gradient itself also under `maximize`, where the step changes its sign.
 
+    Where the `scaling` of a group is changed to or from `"factored"` or `"orthogonal"`,
+    its blocks begin anew, momentum included; between the others they keep their scales.
     State may be written in place, as a reset or a broadcast does. On accelerators a
     block that runs notices only what raises the version of its scale, which writes
     through `.data` and collectives do not. Where steps are traced or tensors have no
@@ -166,8 +170,9 @@ class SGDSaI(Optimizer):
 
     def __repr__(self) -> str:
         lines = super().__repr__().splitlines()
-        # Of a large model they would hide the options.
-        text = "\n".join(x for x in lines if not x.startswith("    param_names: "))
+        # Of a large model names would hide the options.
+        hidden = ("    param_names: ", "    scaled_by: ")
+        text = "\n".join(line for line in lines if not line.startswith(hidden))
         for i, group in enumerate(self.param_groups):
             params, heading = group["params"], f"Parameter Group {i}\n"
             entries = sum(p.numel() for p in params)

@@ -15,7 +15,7 @@ from saiopt.distributed.shards import largest_over_ranks, largest_over_slices
 
 from . import options
 from .conversion import convert_momentum, holds_bare_codes
-from .state import SCALARS, is_concrete, misfit
+from .state import SCALARS, finer_rule, is_concrete, misfit
 from .wrappers import bare_name
 
 # Stands for a scaling in a state_dict: flattened distributed checkpoints load the keys
@@ -311,6 +311,7 @@ def fill_in(
         ValueError: an option is out of its range.
     """
     for group, old in zip(groups, held or [defaults] * len(groups), strict=True):
+        group.setdefault("scaled_by", finer_rule({**_LATER, **old, **group}))
         for key, value in {**_LATER, **old}.items():
             group.setdefault(key, value)
         if group["scaling"] == A_CALLABLE:
