@@ -172,11 +172,8 @@ def are_equal(params: Sequence[Tensor], spread: Spread) -> bool:
     Returns:
         Whether they do, as far as a checksum tells, on all of them: one collective.
     """
-    found = zlib.crc32(
-        repr(
-            [(p.shape, s) for p, s in zip(params, checksums(params), strict=True)]
-        ).encode()
-    )
+    told = [(p.shape, s) for p, s in zip(params, checksums(params), strict=True)]
+    found = zlib.crc32(repr(told).encode())
     extremes = torch.tensor([found, -found], device=spread.device)
     dist.all_reduce(extremes, dist.ReduceOp.MAX, group=spread.group)
     largest, least = extremes.tolist()
@@ -312,7 +309,7 @@ class Exchange:
         if not route.is_used:
             return
         sent = [source(p).reshape(-1) for ps in route.sent for p in ps]
-        flat = torch.cat(sent) if sent else torch.empty(0)
+        flat = torch.cat(sent) if sent else torch.empty(0, device=self._device)
         flat = flat.to(self._device, dtype)
         received = [p for ps in route.received for p in ps]
         sizes = [piece.part.numel for piece in received]

@@ -13,6 +13,7 @@ about as much again each.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -134,46 +135,37 @@ class Sharing:
                 "ZeroRedundancyOptimizer, got True"
             )
 
-    def _key(self, part: Part) -> tuple[object, ...]:
-        block = part.block
-        return (
-            id(part.param),
-            block.param.dtype,
-            part.direction,
-            part.bucket_bytes,
-        )
+    @staticmethod
+    def _key(part: Part) -> tuple[object, ...]:
+        dtype = part.block.param.dtype
+        return (id(part.param), dtype, part.direction, part.bucket_bytes)
 
     def _make_buckets(self, parts: Sequence[Part]) -> Iterator[_Bucket]:
         kinds: dict[tuple[object, ...], list[int]] = {}
         for i, part in enumerate(parts):
-            spread = self._spreads[id(part.param)]
+            spread = self._spread(part)
             kind = (spread.group, spread.device, *self._key(part)[1:])
             kinds.setdefault(kind, []).append(i)
         for members in kinds.values():
-            dtype = _sent_back(parts[members[0]], self._spread(parts[members[0]]))
+            first = parts[members[0]]
+            dtype = _sent_back(first, self._spread(first).device)
             for places in self._split(parts, members):
                 ids = [id(parts[i].param) for i in places]
-                exchange = Exchange(
-                    [self._spreads[i] for i in ids], [self._owners[i] for i in ids]
-                )
+                spreads = [self._spreads[i] for i in ids]
+                exchange = Exchange(spreads, [self._owners[i] for i in ids])
                 yield _Bucket(places, exchange, dtype)
 
     def _split(
         self, parts: Sequence[Part], members: Sequence[int]
     ) -> Iterator[list[int]]:
-        """Yield members that go together: in the order in which they were dealt out."""
+        """Yield members that go together, the dearest first, as they were dealt out."""
         bound = parts[members[0]].bucket_bytes
         held, bucket = Counter[int](), []
         for i in sorted(members, key=lambda i: -self._spread(parts[i]).cost):
-            size = _matrix_bytes(parts[i], self._spread(parts[i]))
-            more = Counter(
-                {
-                    owner: count * size
-                    for owner, count in Counter(
-                        self._owners[id(parts[i].param)]
-                    ).items()
-                }
-            )
+            entries = math.prod(self._spread(parts[i]).matrix_shape)
+            more = Counter[int]()
+            for owner in self._owners[id(parts[i].param)]:
+                more[owner] += entries * parts[i].dtype.itemsize
             if bucket and any(held[owner] + more[owner] > bound for owner in more):
                 yield bucket
                 held, bucket = Counter[int](), []
@@ -236,13 +228,7 @@ def _calls(parts: Sequence[Part]) -> Iterator[list[int]]:
     yield from calls.values()
 
 
-def _matrix_bytes(part: Part, spread: Spread) -> int:
-    rows, cols = spread.matrix_shape
-    return rows * cols * part.dtype.itemsize
-
-
-def _sent_back(part: Part, spread: Spread) -> torch.dtype:
+def _sent_back(part: Part, device: torch.device) -> torch.dtype:
     """Return the narrower dtype of the parameter's and that of its direction."""
-    param = part.block.param
-    one = torch.zeros(1, 1, 1, dtype=part.dtype, device=spread.device)
-    return min(param.dtype, part.direction(one).dtype, key=lambda dtype: dtype.itemsize)
+    found = part.direction(torch.zeros(1, 1, 1, dtype=part.dtype, device=device))
+    return min(part.block.param.dtype, found.dtype, key=lambda dtype: dtype.itemsize)
