@@ -2,15 +2,19 @@
 
     python tests/layouts.py
 
-Each layout trains the same float64 model on the same global batches. The table shows
-the largest relative difference of a scale from one process, the largest difference of
-a parameter after 20 steps relative to the parameter's largest entry, and the
-collectives that the optimizer itself ran in its first step and in all later ones.
-Then it gives bfloat16 weights and int8 momentum the same gradients bit for bit, and
-counts the entries that are rounded otherwise than in one process.
+Each layout trains the same float64 model on the same global batches, under `"gsnr"`,
+under `"factored"`, measured over five gradients, and with `"orthogonal"` matrices whose
+rest is `"factored"`. The table shows the largest relative difference of a scale from
+one process, the largest difference of a parameter after 20 steps relative to the
+parameter's largest entry, the collectives that the optimizer itself ran in a step that
+calibrates and in a later one, the bytes that all ranks together gave to collectives in
+a later one, and which share of the orthogonalisations of a step the busiest rank did,
+by their work. Then it gives bfloat16 weights and int8 momentum the same gradients bit
+for bit, and counts the entries that are rounded otherwise than in one process.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,13 +37,17 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from workers import Workers
 
 from saiopt import SGDSaI, get_scales
+from saiopt.scaling import RULES, Scales
 
 VOCAB, BATCH = 13, 8
 CPU = torch.device("cpu")
 OPTIONS = {"lr": 2e-3, "momentum": 0.9, "weight_decay": 0.1}
+# Gradients that each rule measures.
+MEASURED = {"gsnr": 1, "gsnr_max": 1, "factored": 5, "orthogonal": 5}
 
 
 class Net(nn.Module):
@@ -79,18 +87,40 @@ def batches(count):
 
 
 class Collectives(TorchDispatchMode):
-    """Counts the collectives that run inside it."""
+    """Counts the collectives that run inside it, and the bytes that they are given."""
 
     def __init__(self):
         super().__init__()
-        self.count = 0
+        self.count = self.bytes = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if any(t is not torch.Tensor and issubclass(t, DTensor) for t in types):
             return NotImplemented
         waits = function is torch.ops._c10d_functional.wait_tensor.default
-        self.count += function.namespace in {"c10d", "_c10d_functional"} and not waits
+        if function.namespace in {"c10d", "_c10d_functional"} and not waits:
+            self.count += 1
+            # What is given comes after what is received, where the two are not one.
+            tensors = tree_leaves(args[1]) + tree_leaves(args[0])
+            sent = next(t for t in tensors if isinstance(t, torch.Tensor))
+            self.bytes += sent.nbytes
         return function(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def counted_directions():
+    """Yield a list of the work of each orthogonalisation in here."""
+    rule, work = RULES["orthogonal"], []
+
+    def direction(stack):
+        matrices, rows, cols = stack.shape
+        work.extend([rows * cols * min(rows, cols)] * matrices)
+        return rule.direction(stack)
+
+    RULES["orthogonal"] = dataclasses.replace(rule, direction=direction)
+    try:
+        yield work
+    finally:
+        RULES["orthogonal"] = rule
 
 
 def by_rank(batch, rank, world):
@@ -167,6 +197,7 @@ class Layout(NamedTuple):
     share: Callable = by_rank
     zero: bool = False
     tolerance: float = 1e-6
+    replicated: bool = False
     # Of the weights and of the momentum where roundings are compared.
     dtype: torch.dtype = torch.bfloat16
     state_dtype: torch.dtype = torch.int8
@@ -174,12 +205,15 @@ class Layout(NamedTuple):
 
 LAYOUTS = {
     "DDP": Layout(2, ddp),
+    "DDP, replicated": Layout(2, ddp, replicated=True),
     "ZeroRedundancyOptimizer": Layout(2, ddp, zero=True),
     # Its slices cannot be coded.
     "FSDP1, original parameters": Layout(2, fsdp1, state_dtype=torch.bfloat16),
     "FSDP1, device mesh": Layout(2, fsdp1_mesh, state_dtype=torch.bfloat16),
     "FSDP1, hybrid": Layout(4, fsdp1_hybrid, state_dtype=torch.bfloat16),
     "FSDP2": Layout(2, fsdp2),
+    # Shares of 8 examples do not split by 3.
+    "FSDP2, uneven shards": Layout(3, fsdp2, the_same),
     "FSDP2, empty shards": Layout(4, fsdp2),
     "FSDP2, CPU offload": Layout(2, fsdp2_offload),
     # The model computes in bfloat16: its gradients themselves are that coarse.
@@ -218,23 +252,43 @@ def full_params(model):
         }
 
 
-def zero_redundancy(model, options):
+def zero_redundancy(groups, options):
     # Importing it warns, which the tests would take for an error.
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-    return ZeroRedundancyOptimizer(model.parameters(), SGDSaI, **options)
+    return ZeroRedundancyOptimizer(groups, SGDSaI, **options)
+
+
+def groups_of(model, scaling):
+    """Return param groups in which vectors are not `"orthogonal"`."""
+    params = list(model.parameters())
+    if scaling != "orthogonal":
+        return [{"params": params}]
+    # The shapes of a module are those that its optimizer sees, but under FSDP1.
+    return [
+        {"params": [p for p in params if p.dim() > 1]},
+        {"params": [p for p in params if p.dim() < 2], "scaling": "factored"},
+    ]
+
+
+def make_optimizer(model, layout, scaling, **options):
+    """Return what the loop steps, and the optimizer in it."""
+    options = {**OPTIONS, "scaling": scaling, **options}
+    if MEASURED.get(scaling, 1) > 1:
+        options.setdefault("calibration_steps", MEASURED[scaling])
+    groups = groups_of(model, scaling)
+    if layout.zero:
+        outer = zero_redundancy(groups, options)
+        return outer, outer.optim
+    optimizer = SGDSaI(groups, **options, replicated=layout.replicated)
+    return optimizer, optimizer
 
 
 def run_layout(name, scaling, steps):
-    """Return this rank's parameters, scales and collectives under a layout."""
+    """Return this rank's parameters, scales, collectives and work under a layout."""
     layout = LAYOUTS[name]
     model = layout.spread(make_net())
-    options = {**OPTIONS, "scaling": scaling}
-    if layout.zero:
-        outer = zero_redundancy(model, options)
-        optimizer = outer.optim
-    else:
-        outer = optimizer = SGDSaI(model.parameters(), **options)
+    outer, optimizer = make_optimizer(model, layout, scaling)
     counters = []
     optimizer.register_step_pre_hook(
         lambda *_: counters.append(Collectives().__enter__())
@@ -242,17 +296,19 @@ def run_layout(name, scaling, steps):
     optimizer.register_step_post_hook(
         lambda *_: counters[-1].__exit__(None, None, None)
     )
-    train(model, outer, layout.share, steps)
-    sent = [counter.count for counter in counters]
-    return full_params(model), get_scales(optimizer, model), sent
+    with counted_directions() as work:
+        train(model, outer, layout.share, steps)
+    sent = [(counter.count, counter.bytes) for counter in counters]
+    return full_params(model), get_scales(optimizer, model), sent, sum(work)
 
 
 def run_alone(scaling, steps):
-    """Return parameters and scales of one process."""
+    """Return parameters and scales of one process, and the work of its directions."""
     model = make_net()
-    optimizer = SGDSaI(model.parameters(), **OPTIONS, scaling=scaling)
-    train(model, optimizer, the_same, steps)
-    return full_params(model), get_scales(optimizer, model)
+    optimizer, _ = make_optimizer(model, Layout(1, None), scaling)
+    with counted_directions() as work:
+        train(model, optimizer, the_same, steps)
+    return full_params(model), get_scales(optimizer, model), sum(work)
 
 
 def draw_grads(model, step):
@@ -281,18 +337,14 @@ def draw_grads(model, step):
                 param.grad = whole
 
 
-def run_rounded(name, dtype, state_dtype, steps=4, make=make_wide_net):
+def run_rounded(name, dtype, state_dtype, steps=4, make=make_wide_net, scaling="gsnr"):
     """Return parameters after steps with drawn gradients; no name means one process."""
     layout = LAYOUTS.get(name, Layout(1, lambda net: net))
     model = layout.spread(make(dtype))
     if dist.is_initialized():
         # As many programs do, so that ranks draw apart.
         torch.manual_seed(dist.get_rank())
-    options = {**OPTIONS, "state_dtype": state_dtype}
-    if layout.zero:
-        optimizer = zero_redundancy(model, options)
-    else:
-        optimizer = SGDSaI(model.parameters(), **options)
+    optimizer, _ = make_optimizer(model, layout, scaling, state_dtype=state_dtype)
     for step in range(steps):
         draw_grads(model, step)
         optimizer.step()
@@ -319,37 +371,60 @@ class Comparison(NamedTuple):
     params: float
     first_collectives: int
     later_collectives: int
+    later_bytes: int
+    busiest: float
+
+
+def scale_difference(scale, expected):
+    """Return the largest relative difference of a number, or of rows and columns."""
+    if not isinstance(expected, Scales):
+        return abs(scale - expected) / expected
+    pairs = zip(vars(scale).values(), vars(expected).values(), strict=True)
+    return max(((a - b).abs() / b).max().item() for a, b in pairs if b is not None)
 
 
 def compare(workers, name, scaling="gsnr", steps=20):
     """Return the largest differences over all ranks."""
-    params, scales = run_alone(scaling, steps)
-    scale_difference = param_difference = 0.0
-    first = later = 0
-    for own_params, own_scales, sent in workers.run(
-        LAYOUTS[name].world, run_layout, name, scaling, steps
-    ):
-        for key, scale in own_scales.items():
-            difference = abs(scale - scales[key]) / scales[key]
-            scale_difference = max(scale_difference, difference)
-        for key, param in params.items():
-            difference = (own_params[key] - param).abs().max() / param.abs().max()
-            param_difference = max(param_difference, difference.item())
-        first, later = max(first, sent[0]), max(later, sum(sent[1:]))
-    return Comparison(scale_difference, param_difference, first, later)
+    params, scales, whole_work = run_alone(scaling, steps)
+    found = workers.run(LAYOUTS[name].world, run_layout, name, scaling, steps)
+    measured = MEASURED[scaling]
+    return Comparison(
+        max(
+            scale_difference(scale, scales[key])
+            for _, own, *_ in found
+            for key, scale in own.items()
+        ),
+        max(
+            ((own[key] - param).abs().max() / param.abs().max()).item()
+            for own, *_ in found
+            for key, param in params.items()
+        ),
+        max(count for *_, sent, _ in found for count, _ in sent[:measured]),
+        max(count for *_, sent, _ in found for count, _ in sent[measured:]),
+        sum(sent[-1][1] for *_, sent, _ in found),
+        max(work for *_, work in found) / max(whole_work, 1),
+    )
 
 
 def main():
     workers = Workers()
-    print(
-        f"{'layout':<28}{'ranks':>6}{'scales':>10}{'params':>10}{'first':>7}{'later':>7}"
-        f"{'rounded':>9}"
-    )
+    for scaling in ("gsnr", "factored", "orthogonal"):
+        columns = ("ranks", "scales", "params", "first", "later", "bytes", "busiest")
+        head = "".join(f"{column:>9}" for column in columns)
+        print(f"{scaling:<28}{head}", flush=True)
+        for name, layout in LAYOUTS.items():
+            if "FSDP1" in name and scaling != "gsnr":
+                continue
+            found = compare(workers, name, scaling)
+            scales, params, first, later, sent, busiest = found
+            numbers = (
+                f"{layout.world:>9}{scales:>9.0e}{params:>9.0e}{first:>9}{later:>9}"
+            )
+            print(f"{name:<28}{numbers}{sent:>9}{busiest:>9.2f}", flush=True)
+    print(f"{'roundings':<28}{'ranks':>9}{'differ':>9}")
     for name, layout in LAYOUTS.items():
-        scales, params, first, later = compare(workers, name)
-        numbers = f"{layout.world:>6}{scales:>10.1e}{params:>10.1e}{first:>7}{later:>7}"
-        numbers += f"{count_rounded_otherwise(workers, name):>9}"
-        print(f"{name:<28}{numbers}", flush=True)
+        differ = count_rounded_otherwise(workers, name)
+        print(f"{name:<28}{layout.world:>9}{differ:>9}", flush=True)
     workers.stop()
 
 

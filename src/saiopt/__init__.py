@@ -9,11 +9,12 @@ from .optimizer import (
     set_scales,
     step_in_backward,
 )
-from .scaling import Moments
+from .scaling import Moments, Scales
 
 __all__ = [
     "Moments",
     "SGDSaI",
+    "Scales",
     "decay_groups",
     "get_scales",
     "orthogonal_groups",

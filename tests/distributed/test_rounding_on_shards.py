@@ -271,7 +271,7 @@ def seeded_apart(name):
     model = LAYOUTS[name].spread(layouts.Net(67, 128).to(BF16))
     options = {**layouts.OPTIONS, "state_dtype": torch.int8}
     if LAYOUTS[name].zero:
-        optimizer = layouts.zero_redundancy(model, options)
+        optimizer = layouts.zero_redundancy(model.parameters(), options)
     else:
         optimizer = SGDSaI(model.parameters(), **options)
     layouts.train(model, optimizer, layouts.by_rank, 3)

@@ -44,6 +44,33 @@ def test_a_layout_scales_and_trains_like_one_process(workers, name):
     assert found.later_collectives == 0
 
 
+WITH_ROWS = [name for name in LAYOUTS if "FSDP1" not in name]
+
+
+@pytest.mark.parametrize("name", WITH_ROWS)
+def test_a_layout_measures_rows_and_columns_like_one_process(workers, name):
+    found = layouts.compare(workers, name, "factored", steps=8)
+    assert found.scales <= 2 * LAYOUTS[name].tolerance
+    assert found.params <= LAYOUTS[name].tolerance
+    assert found.first_collectives <= (2 if name == "FSDP2 + TP" else 1)
+    assert found.later_collectives == 0
+
+
+@pytest.mark.parametrize("name", WITH_ROWS)
+def test_a_layout_orthogonalises_like_one_process_and_shares_the_work(workers, name):
+    found = layouts.compare(workers, name, "orthogonal", steps=8)
+    assert found.scales <= 2 * LAYOUTS[name].tolerance
+    assert found.params <= LAYOUTS[name].tolerance
+    if name in ("DDP", "ZeroRedundancyOptimizer"):
+        assert found.later_collectives == 0
+    else:
+        # There and back for each mesh; whole matrices need not go there.
+        groups = 2 if name == "FSDP2 + TP" else 1
+        assert found.later_collectives == (1 if "replicated" in name else 2 * groups)
+    # Two of four matrices are equally dear, one is two thirds of that.
+    assert found.busiest <= (1 if name == "DDP" else 0.65)
+
+
 @ALL_LAYOUTS
 def test_a_layout_rounds_like_one_process(workers, name):
     # torch keeps a mesh for an equal one, whose groups may be those of a test that is
@@ -155,7 +182,7 @@ def step_under_another_default_device(name):
 
 @pytest.mark.parametrize("name", ["FSDP1, original parameters", "FSDP2"])
 def test_the_default_device_does_not_matter_to_shards(workers, name):
-    _, expected = layouts.run_alone("gsnr", 1)
+    _, expected, _ = layouts.run_alone("gsnr", 1)
     for found in workers.run(2, step_under_another_default_device, name):
         assert found == pytest.approx(expected, rel=1e-6)
 
@@ -236,6 +263,50 @@ def test_slices_that_a_frozen_heap_hides_are_refused(workers):
     workers.run(2, frozen_heap)
 
 
+def finer_rules_of_slices(scaling):
+    """What a step and a constructor say of a slice."""
+    model = layouts.make_net()
+    early = SGDSaI([("up.weight", model.up.weight)], scaling=scaling)
+    wrapped = layouts.fsdp1(model)
+    late = [p for p in wrapped.parameters() if p.numel() > 0][:1]
+    # As trainers do that swap the parameters of an optimizer.
+    early.param_groups[0]["params"] = late
+    late[0].grad = torch.ones_like(late[0])
+    before = late[0].detach().clone()
+    with pytest.raises(RuntimeError, match="use fully_shard") as at_step:
+        early.step()
+    with pytest.raises(RuntimeError, match="use fully_shard") as at_once:
+        SGDSaI(late, scaling=scaling)
+    assert torch.equal(late[0], before)
+    assert not early.state
+    return str(at_step.value), str(at_once.value)
+
+
+@pytest.mark.parametrize("scaling", ["factored", "orthogonal"])
+def test_finer_rules_are_refused_for_slices(workers, scaling):
+    for step, constructor in workers.run(2, finer_rules_of_slices, scaling):
+        sentence = f"scaling must not be {scaling!r} under FullyShardedDataParallel, "
+        assert step.startswith(sentence)
+        assert "got 'up.weight'" in step
+        assert constructor.startswith(sentence)
+
+
+def flattened_by_a_trainer(scaling):
+    """What DeepSpeed and others put in the place of many parameters."""
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 2, bias=False))
+    optimizer = SGDSaI(model.parameters(), scaling=scaling)
+    flat = nn.Parameter(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    optimizer.param_groups[0]["params"] = [flat]
+    flat.grad = torch.ones_like(flat)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("scaling", ["factored", "orthogonal"])
+def test_finer_rules_are_refused_for_what_was_flattened(scaling):
+    with pytest.raises((RuntimeError, ValueError), match="must"):
+        flattened_by_a_trainer(scaling)
+
+
 def sliced_into_one_dimension():
     model = layouts.fsdp1(layouts.make_net())
     with pytest.raises(ValueError, match="choose the groups by name"):
@@ -267,7 +338,7 @@ def whole_under_fsdp1(strategy):
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_fsdp1_that_keeps_parameters_whole_scales_like_one_process(workers, world):
-    _, expected = layouts.run_alone("gsnr", 1)
+    _, expected, _ = layouts.run_alone("gsnr", 1)
     strategy = ShardingStrategy.NO_SHARD if world > 1 else ShardingStrategy.FULL_SHARD
     for found in workers.run(world, whole_under_fsdp1, strategy):
         assert found == pytest.approx(expected, rel=1e-6)
@@ -279,6 +350,38 @@ def scales_from_elsewhere(scales):
     set_scales(optimizer, model, scales)
     layouts.train(model, optimizer, layouts.by_rank, 3)
     return get_scales(optimizer, model)
+
+
+def finer_scales_from_elsewhere(name, scales):
+    """Scales as they were set, after steps with them, and parameters then."""
+    model, optimizer = checkpoints.spread(name, torch.float64, scaling="factored")
+    set_scales(optimizer, model, scales)
+    at_once = get_scales(optimizer, model)
+    layouts.train(model, optimizer, layouts.the_same, 3)
+    return at_once, get_scales(optimizer, model), layouts.full_params(model)
+
+
+@pytest.mark.parametrize("name", ["DDP", "FSDP2", "FSDP2, empty shards", "FSDP2 + TP"])
+def test_scales_of_rows_and_columns_serve_on_another_layout(workers, name):
+    model = layouts.make_net()
+    options = {"scaling": "factored", "calibration_steps": 2}
+    optimizer = SGDSaI(model.parameters(), **OPTIONS, **options)
+    layouts.train(model, optimizer, layouts.the_same, 2)
+    scales = get_scales(optimizer, model)
+    twin = layouts.make_net()
+    fixed = SGDSaI(twin.parameters(), **OPTIONS, scaling="factored")
+    set_scales(fixed, twin, scales)
+    layouts.train(twin, fixed, layouts.the_same, 3)
+    expected = layouts.full_params(twin)
+    for *both, params in workers.run(
+        LAYOUTS[name].world, finer_scales_from_elsewhere, name, scales
+    ):
+        for found in both:
+            assert found.keys() == scales.keys()
+            differences = map(layouts.scale_difference, found.values(), scales.values())
+            assert max(differences) == 0
+        for key, value in expected.items():
+            torch.testing.assert_close(params[key], value, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("prefix", ["", "compiled"])
@@ -366,6 +469,44 @@ def test_a_checkpoint_of_two_ranks_continues_on_other_numbers(workers, tmp_path,
         assert found_scales == scales
         for key, value in params.items():
             torch.testing.assert_close(found[key], value, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("scaling", ["factored", "orthogonal"])
+@pytest.mark.parametrize("steps", [0, 2, 6])
+def test_finer_rules_continue_on_other_numbers_of_ranks(
+    workers, tmp_path, scaling, steps
+):
+    args = ("FSDP2", tmp_path, torch.float64, {}, steps, {"scaling": scaling})
+    params, scales, _ = workers.run(2, checkpoints.save, *args)[0]
+    for world in (1, 3, 4):
+        for found, own_scales, _ in workers.run(world, checkpoints.load, *args):
+            for key, value in params.items():
+                torch.testing.assert_close(found[key], value, rtol=1e-10, atol=1e-12)
+            if steps > 0:
+                differences = map(
+                    layouts.scale_difference, own_scales.values(), scales.values()
+                )
+                assert max(differences) == 0
+
+
+def finer_resumes(folder, flags):
+    """Whether four checkpoints go on bit for bit."""
+    same = []
+    for name, steps in (("FSDP2", 2), ("FSDP2", 6)):
+        options = {"scaling": "orthogonal", "state_dtype": "int4"}
+        place = f"{folder}/{steps}"
+        args = (name, place, BF16, flags, steps, options)
+        params, *_ = checkpoints.save(*args)
+        found, *_ = checkpoints.load(*args)
+        same += [torch.equal(found[key], value) for key, value in params.items()]
+    return all(same)
+
+
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
+def test_finer_rules_continue_bit_for_bit_from_every_kind_of_checkpoint(
+    workers, tmp_path, flags
+):
+    assert workers.run(2, finer_resumes, tmp_path, flags) == [True, True]
 
 
 @pytest.mark.parametrize("state_dtype", [torch.int8, "int4"])
@@ -634,13 +775,13 @@ def test_gsnr_max_keeps_its_divisor_in_a_checkpoint(workers, tmp_path):
 
 def zero_checkpoint():
     model = layouts.ddp(layouts.make_net())
-    optimizer = layouts.zero_redundancy(model, OPTIONS)
+    optimizer = layouts.zero_redundancy(model.parameters(), OPTIONS)
     layouts.train(model, optimizer, layouts.by_rank, 2)
     scales = get_scales(optimizer.optim, model)
     optimizer.consolidate_state_dict(0)
     saved = [optimizer.state_dict() if torch.distributed.get_rank() == 0 else None]
     torch.distributed.broadcast_object_list(saved)
-    resumed = layouts.zero_redundancy(model, OPTIONS)
+    resumed = layouts.zero_redundancy(model.parameters(), OPTIONS)
     resumed.load_state_dict(saved[0])
     layouts.train(model, resumed, layouts.by_rank, 1)
     return scales == get_scales(resumed.optim, model)

@@ -23,6 +23,7 @@ MOMENTA = [
     *("sgdsai", "sgdsai-bf16", "sgdsai-int8", "sgdsai-int4"),
     # Stopped while it calibrates.
     "sgdsai-factored-int4",
+    "sgdsai-orthogonal-int4",
 ]
 SHARDED = [
     name
@@ -58,10 +59,13 @@ def test_shards_of_rivals_give_the_numbers_of_one_process(workers, tmp_path, opt
         assert found[1] == [(s, pytest.approx(v, rel=1e-4)) for s, v in alone[1]]
 
 
-def test_whole_matrices_on_ranks_give_the_numbers_of_one_process(workers, tmp_path):
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_orthogonal_steps_on_ranks_give_the_numbers_of_one_process(
+    workers, tmp_path, strategy
+):
     name = "sgdsai-orthogonal"
     alone = lab_ranks.train(tmp_path / "alone", name)
-    for found in workers.run(2, lab_ranks.train, tmp_path, name, "ddp"):
+    for found in workers.run(2, lab_ranks.train, tmp_path, name, strategy):
         assert found[0] == pytest.approx(alone[0], rel=1e-4)
         assert found[2] == alone[2]
 

@@ -339,13 +339,13 @@ def test_another_optimizer_is_refused():
         step_in_backward(optimizer)
 
 
-def train_both_ways(name, accumulate):
+def train_both_ways(name, accumulate, scaling="gsnr"):
     """Train under a layout with and without release; return both results."""
     layout = LAYOUTS[name]
     results = []
     for releases in (False, True):
         model = layout.spread(layouts.make_net())
-        optimizer = SGDSaI(model.parameters(), **OPTIONS)
+        optimizer, _ = layouts.make_optimizer(model, layout, scaling)
         handle = step_in_backward(optimizer) if releases else None
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         for batch in layouts.batches(10):
@@ -371,6 +371,42 @@ def test_a_layout_follows_step_bit_for_bit(workers, name, accumulate):
     for plain, stepped in workers.run(world, train_both_ways, name, accumulate):
         for key, value in plain.items():
             assert torch.equal(stepped[key], value)
+
+
+@pytest.mark.parametrize("name", ["DDP", "FSDP2", "FSDP2 + TP"])
+def test_a_layout_follows_the_finer_rules_step(workers, name):
+    world = LAYOUTS[name].world
+    for plain, stepped in workers.run(
+        world, train_both_ways, name, False, "orthogonal"
+    ):
+        for key, value in plain.items():
+            # Matrices of one shape are not orthogonalised together here.
+            torch.testing.assert_close(stepped[key], value, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("scaling", ["factored", "orthogonal"])
+def test_a_released_step_by_a_finer_rule_is_that_of_step(scaling):
+    results = []
+    for releases in (False, True):
+        model = layouts.make_net()
+        optimizer, _ = layouts.make_optimizer(model, LAYOUTS["DDP"], scaling)
+        if releases:
+            step_in_backward(optimizer)
+        layouts.train(model, optimizer, layouts.the_same, 8)
+        results.append(layouts.full_params(model))
+    for key, value in results[0].items():
+        torch.testing.assert_close(results[1][key], value, rtol=1e-10, atol=1e-12)
+
+
+def test_replicas_that_share_their_work_do_not_step_one_by_one():
+    param = nn.Parameter(torch.ones(3, 3))
+    optimizer = SGDSaI([param], scaling="orthogonal", replicated=True)
+    with pytest.raises(ValueError, match="replicated must be False when stepping"):
+        step_in_backward(optimizer)
+    param.grad = torch.ones(3, 3)
+    with pytest.raises(ValueError, match="replicated must be False in step_parameter"):
+        optimizer.step_parameter(param, optimizer.param_groups[0], 0)
+    assert torch.equal(param, torch.ones(3, 3))
 
 
 def released_under_fsdp1():

@@ -291,7 +291,7 @@ def as_on_an_accelerator(request, monkeypatch):
         if torch.cuda.is_available():
             pytest.skip("triton interprets its kernels only where there is no GPU")
         kernel = Kernel(triton.Table, triton.knows)
-        chosen = Execution(triton.update, kernel)
+        chosen = Execution(triton.update, triton.look_ahead, triton.finish, kernel)
         monkeypatch.setattr(binding, "choose", lambda *_, **__: chosen)
     return {"foreach": request.param == "foreach"}
 

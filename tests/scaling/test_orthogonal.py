@@ -2,7 +2,6 @@
 
 import copy
 
-import layouts
 import pytest
 import torch
 from finer_oracle import FinerOracle, balanced, newton_schulz, orthogonal_direction
@@ -229,21 +228,6 @@ def test_only_what_has_three_dimensions_can_be_a_stack():
         ValueError, match="stacked must be False for parameters of fewer"
     ):
         SGDSaI([group], scaling="orthogonal")
-
-
-def refused_when_sharded():
-    model = layouts.LAYOUTS["FSDP2"].spread(layouts.make_net())
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    try:
-        SGDSaI(matrices, scaling="orthogonal")
-    except RuntimeError as error:
-        return str(error)
-    return "nothing"
-
-
-def test_a_matrix_that_is_spread_over_ranks_is_refused(workers):
-    for said in workers.run(layouts.LAYOUTS["FSDP2"].world, refused_when_sharded):
-        assert "scaling must not be 'orthogonal' for a parameter that is spread" in said
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("inf"), float("nan"), "2", True])

@@ -401,7 +401,8 @@ def test_nothing_is_launched_where_nothing_has_a_gradient(launches):
 @pytest.fixture
 def everywhere(monkeypatch):
     """Lets `fused=True` mean this execution on a CPU too."""
-    execution = Execution(triton.update, Kernel(triton.Table, triton.knows))
+    kernel = Kernel(triton.Table, triton.knows)
+    execution = Execution(triton.update, triton.look_ahead, triton.finish, kernel)
 
     def chosen(param, *, foreach, fused):
         return execution if fused else choose(param, foreach=foreach, fused=fused)

@@ -108,6 +108,34 @@ def local_entries(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
+def whole_entries(tensor: Tensor) -> Tensor:
+    """Return all entries of a tensor.
+
+    Args:
+        tensor: any tensor.
+
+    Returns:
+        What the ranks have of a DTensor, gathered on each; other tensors themselves.
+    """
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
+
+
+def copy_whole(target: Tensor, whole: Tensor) -> None:
+    """Write what lives here of a whole tensor.
+
+    Args:
+        target: perhaps a DTensor, changed in place.
+        whole: of its shape, the same on all ranks.
+    """
+    if is_dtensor(target):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, placements = target.device_mesh, target.placements
+        here = whole.to(target.device)
+        whole = distribute_tensor(here, mesh, placements, src_data_rank=None)
+    local_entries(target).copy_(local_entries(whole))
+
+
 def local_grad(param: Tensor) -> Tensor | None:
     """Return the local entries of a parameter's gradient.
 

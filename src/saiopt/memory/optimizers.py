@@ -51,13 +51,11 @@ class OptimizerChoice:
         factory: from the model, whose modules, names and sizes some optimizers want to
             know, to a factory.
         package: that it comes from, None for torch and this one.
-        shards: whether it can step parameters of which a rank holds a part.
     """
 
     label: str
     factory: Callable[[nn.Module], OptimizerFactory]
     package: Package | None = None
-    shards: bool = True
 
 
 def _plain(
@@ -134,9 +132,7 @@ CHOICES: dict[str, OptimizerChoice] = {
     ),
     "sgdsai": OptimizerChoice("SGD-SaI", _plain(SGDSaI)),
     **{
-        f"sgdsai-{rule}": OptimizerChoice(
-            f"SGD-SaI {rule}", _by_role(rule), shards=rule != "orthogonal"
-        )
+        f"sgdsai-{rule}": OptimizerChoice(f"SGD-SaI {rule}", _by_role(rule))
         for rule in RULES
     },
 }

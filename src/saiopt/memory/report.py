@@ -202,9 +202,6 @@ def _row(
         return estimate(model, factory, dtype=dtype, num_shards=num_shards)
 
     label, package = choice.label, choice.package
-    if num_shards > 1 and not choice.shards:
-        note = f"{label} needs whole matrices, which no rank has of a sharded model"
-        return Row(label, None, note, published_gb)
     problem = None
     if is_installed(choice):
         try:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saiopt.distributed.matrices import Spread, spread_of
 from saiopt.distributed.shards import is_dtensor
 from saiopt.scaling import rule_of
 from saiopt.update import Execution, choose, warn_of_slow_codes
@@ -22,6 +23,7 @@ from . import calibration, options, state
 from .calibration import Finding
 from .conversion import convert_momentum
 from .lane import MEASURING, RUNNING, WAITING, Call, Gradients, Lane, Now, preset_of
+from .sharing import Sharing
 
 Groups = list[dict[str, Any]]
 States = MutableMapping[Any, Any]
@@ -31,12 +33,15 @@ _FIXED = itemgetter(
     "scaling",
     "calibration_steps",
     "stacked",
+    "replicated",
     "foreach",
     "fused",
     "state_dtype",
     "stochastic_rounding",
 )
-_CHANGING = itemgetter("momentum", "eps", "weight_decay", "maximize", "lr_multiplier")
+_CHANGING = itemgetter(
+    "momentum", "eps", "weight_decay", "maximize", "lr_multiplier", "bucket_cap_mb"
+)
 Taken = list[tuple[Lane, Now]]
 
 
@@ -91,8 +96,10 @@ class Binding:
         }
         self._is_traced = state.is_traced()
         executions = self._check(states, shapes)
+        spreads = self._find_spreads()
+        self._sharing = Sharing(list(spreads.values()))
         fresh = self._allocate(states)
-        self._make_lanes(states, executions, fresh, grads)
+        self._make_lanes(states, executions, fresh, grads, spreads)
         self.needs_all_blocks = any(
             rule_of(g["scaling"]).needs_all_blocks for g in groups
         )
@@ -129,6 +136,18 @@ class Binding:
             executions[id(param)] = _execution(param, group, name)
         return executions
 
+    def _find_spreads(self) -> dict[int, tuple[Tensor, Spread]]:
+        """Find the blocks whose directions ranks share, by the parameter's id."""
+        found = {}
+        for group, _, param in self._blocks():
+            if rule_of(group["scaling"]).direction and state.is_concrete(param):
+                spread = spread_of(
+                    param, stacked=group["stacked"], replicated=group["replicated"]
+                )
+                if spread is not None:
+                    found[id(param)] = (param, spread)
+        return found
+
     def _allocate(self, states: States) -> set[int]:
         """Give every block what its state lacks.
 
@@ -143,6 +162,9 @@ class Binding:
                 if not state.is_state(entry):
                     fresh.add(id(param))
                 entry.update(state.ordinary_tensors(entry))
+                rule = state.finer_rule(group)
+                if state.is_state(entry) and group.get("scaled_by", rule) != rule:
+                    entry["scale"] = torch.zeros_like(entry["scale"])
                 for key in state.obsolete(entry, group):
                     del entry[key]
                 entry.update(state.complete(entry, param, group))
@@ -150,6 +172,8 @@ class Binding:
                 states[param] = entry
                 if state.lacks_seed(entry, param, group):
                     seedless.append(param)
+            for group in self._groups:
+                group["scaled_by"] = state.finer_rule(group)
             if seedless:
                 seeds = state.first_seeds(seedless)
                 for param, seed in zip(seedless, seeds, strict=True):
@@ -162,6 +186,7 @@ class Binding:
         executions: dict[int, Execution | None],
         fresh: Collection[int],
         grads: Gradients,
+        shared: Collection[int],
     ) -> None:
         stages = _stages(list(self._blocks()), states, fresh)
         slots = {id(p): i for i, p in enumerate(states) if isinstance(p, Tensor)}
@@ -176,9 +201,10 @@ class Binding:
                 param = group["params"][i]
                 keys = tuple(k for k in state.KEYS if k in states[param])
                 memory = (param.device, state.is_concrete(param), is_dtensor(param))
-                kind = (keys, executions[id(param)], *memory)
+                is_shared = id(param) in shared
+                kind = (keys, executions[id(param)], is_shared, *memory)
                 kinds.setdefault(kind, []).append(i)
-            for (keys, execution, *_), places in kinds.items():
+            for (keys, execution, is_shared, *_), places in kinds.items():
                 params = [group["params"][i] for i in places]
                 lane = Lane(
                     group,
@@ -188,6 +214,7 @@ class Binding:
                     [states[p] for p in params],
                     [stages[id(p)] for p in params],
                     grads,
+                    is_shared=is_shared,
                 )
                 entries = _pick([slots[id(p)] for p in params])
                 self._lanes.append((lane, index, _pick(places), entries))
@@ -275,10 +302,12 @@ class Binding:
             taken: their tensors.
 
         Raises:
-            ValueError: see :func:`saiopt.optimizer.calibration.find`; then nothing has
-                changed.
+            RuntimeError: see :meth:`saiopt.optimizer.sharing.Sharing.step`.
+            ValueError: see :func:`saiopt.optimizer.calibration.find`. In both cases
+                nothing has changed.
         """
         found, largest = self._find(taken)
+        self._share(taken, found)
         for (lane, now), findings in zip(taken, found, strict=True):
             lane.run(now, findings)
         if largest:
@@ -298,7 +327,15 @@ class Binding:
         if self.needs_all_blocks or self._are_unsettled(taken):
             self.step(taken)
             return []
+        self._share(taken, [{} for _ in taken])
         return [call for lane, now in taken for call in lane.ordinary_calls(now)]
+
+    def _share(self, taken: Taken, found: Sequence[dict[int, Finding | None]]) -> None:
+        """Update the blocks whose directions ranks share, all together."""
+        pairs = zip(taken, found, strict=True)
+        parts = [p for (lane, now), its in pairs for p in lane.parts(now, its)]
+        if parts:
+            self._sharing.step(parts)
 
     @staticmethod
     def _are_unsettled(taken: Taken) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -99,8 +100,9 @@ def find(
 
     A block begins whose gradient is finite and not all zero, and one without entries,
     with scale 1. The choice rests on what all ranks know: a rank whose part of a block
-    is empty, or has no gradient, takes part in the block's collective. One host
-    synchronisation, and one more for each process group that shards a block.
+    is empty, or has no gradient, takes part in the block's collective. There is one for
+    each process group that shards blocks, and one for those that measure several
+    gradients, and about as many host synchronisations.
 
     Args:
         candidates: the same on all ranks that share them.
@@ -118,13 +120,15 @@ def find(
     measured = [c for i, c in enumerate(candidates) if i not in useless]
     if not measured and not awaits_largest(groups):
         return [None] * len(candidates), held_largest(groups)
-    moments = measure_blocks([c.param for c in measured], [c.grad for c in measured])
-    usable = moments.usable | _mask(_is_empty(c.param) for c in measured)
-    begun = [c for c, use in zip(measured, usable.tolist(), strict=True) if use]
+    plain = [c for c in measured if _measurement(c) is None]
+    moments = measure_blocks([c.param for c in plain], [c.grad for c in plain])
+    usable = moments.usable | _mask(_is_empty(c.param) for c in plain)
+    begun = [c for c, use in zip(plain, usable.tolist(), strict=True) if use]
     values = _scales(begun, moments.select(usable))
     largest = _divide_by_largest(begun, values, groups)
     _check(values)
     found = dict(zip(map(id, begun), _findings(begun, values), strict=True))
+    found |= _finer_findings([c for c in measured if _measurement(c)])
     return [found.get(id(c)) for c in candidates], largest
 
 
@@ -150,52 +154,63 @@ def _useless_at_a_glance(candidates: Sequence[Candidate]) -> set[int]:
 
 
 def _findings(begun: Sequence[Candidate], values: Tensor) -> list[Finding]:
-    """Return what the usable gradients make of their blocks."""
+    """Return what usable gradients make of blocks that measure one at most."""
     scales = _on_devices(values, [c.param.device for c in begun])
-    findings = [
+    return [
         Finding(not c.has_begun, {"scale": scale}, is_fixed=True)
         for c, scale in zip(begun, scales, strict=True)
     ]
-    measuring = _measuring(begun)
-    sums = [_sums_here(m.candidate, m.measurement) for m in measuring.values()]
-    add_over_ranks([m.candidate.param for m in measuring.values()], sums)
-    for (i, each), parts in zip(measuring.items(), sums, strict=True):
-        findings[i] = _finer(each, parts)
-    given = [findings[i].values for i in measuring]
-    _check_all([v for found in given for k, v in found.items() if k in _SCALES])
-    return findings
 
 
 class _Measuring(NamedTuple):
-    """Hold a block that measures still, and how many gradients it has measured."""
+    """Hold a block that may measure several gradients, and how many it has measured."""
 
     candidate: Candidate
     measurement: Measurement
     num_measured: int
 
-
-def _measuring(begun: Sequence[Candidate]) -> dict[int, _Measuring]:
-    """Return those that measure still, by their places; one transfer per device."""
-    asked = {
-        i: measurement
-        for i, candidate in enumerate(begun)
-        if (measurement := rule_of(candidate.group["scaling"]).measurement)
-        and not _is_empty(candidate.param)
-    }
-    counts = _on_host([begun[i].entry["num_measured"] for i in asked])
-    return {
-        i: _Measuring(begun[i], measurement, int(count))
-        for (i, measurement), count in zip(asked.items(), counts, strict=True)
-        if count < num_gradients(begun[i].group)
-    }
+    @property
+    def is_done(self) -> bool:
+        """Whether its scales are fixed: it waits for a gradient to begin with."""
+        return self.num_measured >= num_gradients(self.candidate.group)
 
 
-def _sums_here(candidate: Candidate, measurement: Measurement) -> dict[str, Tensor]:
-    grad = candidate.grad
+def _measurement(candidate: Candidate) -> Measurement | None:
+    return rule_of(candidate.group["scaling"]).measurement
+
+
+def _finer_findings(candidates: Sequence[Candidate]) -> dict[int, Finding]:
+    """Return what usable gradients make of blocks, by the candidates' ids."""
+    counts = _on_host([c.entry["num_measured"] for c in candidates])
+    blocks = [
+        _Measuring(candidate, measurement, int(count))
+        for candidate, count in zip(candidates, counts, strict=True)
+        if (measurement := _measurement(candidate))
+    ]
+    sums = list(map(_sums_here, blocks))
+    add_over_ranks([c.param for c in candidates], sums)
+    totals = _on_host([parts["block"] for parts in sums])
+    found: dict[int, Finding] = {}
+    for block, parts, total in zip(blocks, sums, totals, strict=True):
+        candidate = block.candidate
+        if _is_empty(candidate.param) or (block.is_done and 0 < total < math.inf):
+            scale = torch.full_like(candidate.entry["scale"], candidate.preset or 1.0)
+            finding = Finding(not candidate.has_begun, {"scale": scale}, is_fixed=True)
+            found[id(candidate)] = finding
+        elif 0 < total < math.inf:
+            found[id(candidate)] = _finer(block, parts)
+    given = [finding.values for finding in found.values()]
+    _check_all([v for values in given for k, v in values.items() if k in _SCALES])
+    return found
+
+
+def _sums_here(block: _Measuring) -> dict[str, Tensor]:
+    param, grad = block.candidate.param, block.candidate.grad
     if grad is None:
-        grad = torch.zeros_like(local_entries(candidate.param))
-    axes = measurement.axes(candidate.param.shape)
-    found = sums_of(grad.reshape(matrix_shape(grad.shape)), measurement.entries, axes)
+        grad = torch.zeros_like(local_entries(param))
+    axes = () if block.is_done else block.measurement.axes(param.shape)
+    matrix = grad.reshape(matrix_shape(grad.shape))
+    found = sums_of(matrix, block.measurement.entries, axes)
     keys = ("block", "row", "column")
     return {k: t for k, t in zip(keys, found, strict=True) if t is not None}
 
@@ -254,7 +269,6 @@ def _scales(candidates: Sequence[Candidate], moments: Moments) -> Tensor:
         if rows.any() and rule.scales is not None:
             values[rows] = rule.scales(moments.select(rows), group["eps"])
         elif rows.any():
-            # A measurement has its own; without one nothing is scaled.
             values[rows] = 1.0
     return values
 

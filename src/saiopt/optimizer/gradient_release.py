@@ -186,7 +186,8 @@ def step_in_backward(optimizer: Optimizer) -> ReleaseHandle:
     bytes per parameter instead of 12. `optimizer.step()` then finds no gradient and
     does nothing. Works in a single process, with FSDP2, and with DDP, whose buckets
     keep all gradients, so that nothing is saved there. Parameters that are frozen now
-    step as soon as they get gradients.
+    step as soon as they get gradients. With FSDP2 the ranks wait for the one that
+    orthogonalises a matrix.
 
     What needs all gradients before the first step cannot work with it: clipping by the
     global norm finds no gradient (it returns 0, and Trainer and Lightning clip unless
@@ -208,7 +209,7 @@ def step_in_backward(optimizer: Optimizer) -> ReleaseHandle:
             several times is checkpointed reentrantly, whose first part has stepped.
             Later: a parameter steps twice between two calls of `optimizer.step()`.
         TypeError: the optimizer is not SGDSaI and wraps none.
-        ValueError: a group scales by `"gsnr_max"`.
+        ValueError: a group scales by `"gsnr_max"`, or is `replicated`.
 
     Example:
         >>> model = torch.nn.Linear(3, 1)
@@ -219,6 +220,11 @@ def step_in_backward(optimizer: Optimizer) -> ReleaseHandle:
         >>> handle.remove()
     """
     own = sgdsai_of(optimizer)
+    if any(group["replicated"] for group in own.param_groups):
+        raise ValueError(
+            "replicated must be False when stepping during backward, where each matrix "
+            "is orthogonalised as its gradient comes, got True"
+        )
     if any(group["scaling"] == "gsnr_max" for group in own.param_groups):
         raise ValueError(
             "scaling must not be 'gsnr_max' when stepping during backward: it needs "

@@ -23,6 +23,7 @@ from saiopt.update import Block, Coefficients, Execution, Table, advance, decay
 
 from . import state
 from .calibration import Candidate, Finding
+from .sharing import Part
 
 # Stages of a block: it waits for a gradient to begin with, it measures while its
 # momentum runs, or its scales are fixed.
@@ -103,6 +104,7 @@ class Lane:
         entries: their complete states.
         stages: of each, with the scale it was given beforehand, 0 for none.
         grads: of the present step.
+        is_shared: whether other ranks take part in the blocks' directions.
     """
 
     def __init__(
@@ -114,8 +116,10 @@ class Lane:
         entries: Sequence[dict[str, Tensor]],
         stages: Sequence[tuple[int, float]],
         grads: Gradients,
+        *,
+        is_shared: bool,
     ) -> None:
-        self.group = group
+        self.group, self._is_shared = group, is_shared
         self._keys, self._execution = keys, execution
         self._direction = rule_of(group["scaling"]).direction
         self._stages = [stage for stage, _ in stages]
@@ -315,6 +319,8 @@ class Lane:
     def run(self, now: Now, findings: Mapping[int, Finding | None]) -> None:
         """Update the blocks of a step, then write down what has become of them.
 
+        Those whose directions ranks share only decay here, while they wait.
+
         Args:
             now: their tensors.
             findings: by row, what was found of each candidate.
@@ -326,10 +332,45 @@ class Lane:
             for call in self._special_calls(now, findings, usual):
                 call.run()
             self._commit(now, findings)
-        for call in self._calls(now, self._others - special, usual):
-            call.run()
+        if not self._is_shared:
+            for call in self._calls(now, self._others - special, usual):
+                call.run()
         if self._table is not None:
             self._run_table(self._table, now, self._others | special, usual)
+
+    def parts(self, now: Now, findings: Mapping[int, Finding | None]) -> Iterator[Part]:
+        """Find the blocks whose directions ranks share, and which begin or run.
+
+        Args:
+            now: the tensors of the step.
+            findings: by row, what was found of each candidate.
+
+        Yields:
+            What a step does to each.
+        """
+        direction = self._direction
+        if not self._is_shared or self._execution is None or direction is None:
+            return
+        usual, first = self._coefficients(), self._coefficients(starting=True)
+        bucket_bytes = int(self.group["bucket_cap_mb"] * 2**20)
+        renewed = self._with_new_values(now, findings)
+        waiting = self._special({})
+        for row in now.rows:
+            finding = findings.get(row)
+            if finding is None and row in waiting:
+                continue
+            starts = finding is not None and finding.starts
+            at = row - now.rows.start
+            yield Part(
+                now.params[at],
+                self._block(renewed, row),
+                self._execution,
+                first if starts else usual,
+                direction,
+                bucket_bytes,
+                starts,
+                now.grads[at] is not None,
+            )
 
     def ordinary_calls(self, now: Now) -> list[Call]:
         """Return the calls of a step in which nothing begins or measures.
@@ -340,7 +381,7 @@ class Lane:
         Returns:
             Calls for a compiler to trace.
         """
-        rows = set(now.rows) - self._special({})
+        rows = set() if self._is_shared else set(now.rows) - self._special({})
         return self._calls(now, rows, self._coefficients())
 
     def _special(self, findings: Mapping[int, Finding | None]) -> set[int]:
@@ -388,7 +429,7 @@ class Lane:
         usual: Coefficients,
     ) -> Iterator[Call]:
         """Yield the calls for blocks that begin, measure or wait."""
-        for starts in (True, False):
+        for starts in () if self._is_shared else (True, False):
             rows = [r for r, f in findings.items() if f and f.starts == starts]
             calls = self._calls(
                 self._with_new_values(now, findings),

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from saiopt.distributed.fsdp1 import is_slice
-from saiopt.distributed.shards import is_sharded
 from saiopt.scaling import rule_of
 
 # By the names that groups keep: distributed checkpoints refuse a torch.dtype.
@@ -34,7 +33,14 @@ _TAKES_THEIR_PLACE = {
     "dampening": "momentum",
 }
 _P = ParamSpec("_P")
-_NUMBERS = {"lr", "momentum", "eps", "weight_decay", "lr_multiplier"}
+_NUMBERS = {
+    "lr",
+    "momentum",
+    "eps",
+    "weight_decay",
+    "lr_multiplier",
+    "bucket_cap_mb",
+}
 # Options that a group may have and the constructor has not.
 OF_GROUPS: dict[str, Any] = {"lr_multiplier": 1.0, "stacked": False}
 
@@ -79,6 +85,8 @@ def check(options: Mapping[str, Any], *, reads: bool = True) -> None:
     _check_multiplier(options.get("lr_multiplier", 1.0))
     _check_flag("stacked", options.get("stacked", False), optional=False)
     _check_flag("maximize", options["maximize"], optional=False)
+    _check_flag("replicated", options["replicated"], optional=False)
+    _check_bucket(options["bucket_cap_mb"])
     for name in ("foreach", "fused", "stochastic_rounding"):
         _check_flag(name, options[name], optional=True)
     if options["foreach"] and options["fused"]:
@@ -214,7 +222,8 @@ def check_trained(param: Tensor, options: Mapping[str, Any], name: str) -> None:
         name: what to call it.
 
     Raises:
-        RuntimeError: the scaling is of whole matrices, and the parameter is cut.
+        RuntimeError: the scaling is of rows and columns or of whole matrices, and the
+            parameter is a slice of FSDP1.
         TypeError: the parameter is complex, sparse, or of a dtype that cannot be
             trained.
         ValueError: `stochastic_rounding` is True for one of float16, or the scaling is
@@ -241,18 +250,19 @@ def check_trained(param: Tensor, options: Mapping[str, Any], name: str) -> None:
 def _check_matrix(param: Tensor, options: Mapping[str, Any], name: str) -> None:
     """Check that a direction of whole matrices can be found for a parameter."""
     scaling, stacked = options["scaling"], options.get("stacked", False)
+    rule = rule_of(scaling)
+    if (rule.measurement or rule.direction) and is_slice(param):
+        raise RuntimeError(
+            f"scaling must not be {scaling!r} under FullyShardedDataParallel, whose "
+            f"slices have no rows and columns, got {name}: use fully_shard"
+        )
     if stacked and param.dim() < 3:
         raise ValueError(
             "stacked must be False for parameters of fewer than three dimensions, got "
             f"True for {name} of shape {tuple(param.shape)}"
         )
-    if rule_of(scaling).direction is None:
+    if rule.direction is None:
         return
-    if is_sharded(param) or is_slice(param):
-        raise RuntimeError(
-            f"scaling must not be {scaling!r} for a parameter that is spread over "
-            f"ranks, of which none has the whole matrix, got {name}"
-        )
     if param.dim() < 2:
         raise ValueError(
             f"scaling must not be {scaling!r} for parameters of fewer than two "
@@ -347,6 +357,12 @@ def _check_multiplier(value: object) -> None:
     _check_number("lr_multiplier", value)
     if value == 0:
         raise ValueError(f"lr_multiplier must be above 0, got {value}: freeze instead")
+
+
+def _check_bucket(value: object) -> None:
+    _check_number("bucket_cap_mb", value)
+    if value == 0:
+        raise ValueError(f"bucket_cap_mb must be above 0, got {value}")
 
 
 def _check_flag(name: str, value: object, *, optional: bool) -> None:

@@ -17,6 +17,7 @@ from saiopt.scaling import Scaling, rule_of
 from . import options
 from .binding import Binding, Taken
 from .calibration import held_largest
+from .given_scales import BlockScale, give_scale, misfit_of_scale
 from .lane import Call, Gradients
 from .state import is_concrete, is_state
 from .state_dict import (
@@ -47,7 +48,9 @@ class SGDSaI(Optimizer):
     Until then only the decay acts on the block. The first call of :meth:`step`
     allocates the state of every parameter that requires a gradient. Steps in which a
     sharded block waits run one small collective per process group, the first one more
-    where sharded blocks round stochastically, later ones none.
+    where sharded blocks round stochastically, later ones none; but `"orthogonal"`
+    exchanges the parts of its matrices in every step, each of which one of their ranks
+    orthogonalises. All ranks with a part step together, with a gradient or without.
 
     On a float32 model without degenerate blocks this follows the authors' release 1.0.3
     to rounding. It deviates on degenerate blocks (:func:`saiopt.scaling.gsnr`), and
@@ -56,6 +59,8 @@ class SGDSaI(Optimizer):
     from the momentum, and in its moving average, whose dampening is μ. The momentum
     averages the gradient itself also under `maximize`, where the step changes its sign.
 
+    Where the `scaling` of a group is changed to or from `"factored"` or `"orthogonal"`,
+    its blocks begin anew, momentum included; between the others they keep their scales.
     State may be written in place, as a reset or a broadcast does. On accelerators a
     block that runs notices only what raises the version of its scale, which writes
     through `.data` and collectives do not. Where steps are traced or tensors have no
@@ -94,6 +99,12 @@ class SGDSaI(Optimizer):
             block, on any ranks, and of the run by the first rank's
             :func:`torch.initial_seed`. Weights in float16 always round to the nearest,
             so that steps of less than half their spacing are lost.
+        replicated: whether plain parameters are the same on all ranks of the default
+            process group and step together, as under DistributedDataParallel. Then each
+            rank finds the orthogonal factors of some and sends them to the others;
+            else every rank finds all. DTensors are shared by their placements.
+        bucket_cap_mb: MiB of matrices that a rank orthogonalises between two exchanges
+            with the ranks that share them, if one matrix is not more.
 
     Raises:
         TypeError: an argument is of the wrong kind, or a parameter that trains is
@@ -133,6 +144,8 @@ class SGDSaI(Optimizer):
         fused: bool | None = None,
         state_dtype: StateDtype | None = None,
         stochastic_rounding: bool | None = None,
+        replicated: bool = False,
+        bucket_cap_mb: float = 25.0,
     ) -> None:
         given = {
             "lr": lr,
@@ -146,6 +159,8 @@ class SGDSaI(Optimizer):
             "fused": fused,
             "state_dtype": state_dtype,
             "stochastic_rounding": stochastic_rounding,
+            "replicated": replicated,
+            "bucket_cap_mb": bucket_cap_mb,
         }
         defaults = options.normalised(given)
         options.check(defaults, reads=_has_value(defaults["lr"]))
@@ -155,8 +170,9 @@ class SGDSaI(Optimizer):
 
     def __repr__(self) -> str:
         lines = super().__repr__().splitlines()
-        # Of a large model they would hide the options.
-        text = "\n".join(x for x in lines if not x.startswith("    param_names: "))
+        # Of a large model names would hide the options.
+        hidden = ("    param_names: ", "    scaled_by: ")
+        text = "\n".join(line for line in lines if not line.startswith(hidden))
         for i, group in enumerate(self.param_groups):
             params, heading = group["params"], f"Parameter Group {i}\n"
             entries = sum(p.numel() for p in params)
@@ -243,11 +259,17 @@ class SGDSaI(Optimizer):
         Raises:
             RuntimeError: see :meth:`step`.
             TypeError: see :meth:`step`.
-            ValueError: the parameter is not the optimizer's, or its group scales by
-                `"gsnr_max"`, which needs all gradients; or see :meth:`step`.
+            ValueError: the parameter is not the optimizer's, its group scales by
+                `"gsnr_max"`, which needs all gradients, or is `replicated`; or see
+                :meth:`step`.
         """
         del group, i
         binding, taken = self._take_one(p)
+        if any(lane.group["replicated"] for lane, _ in taken):
+            raise ValueError(
+                "replicated must be False in step_parameter, which ranks need not call "
+                "in the same order, got True"
+            )
         if binding.needs_all_blocks:
             for lane, _ in taken:
                 if rule_of(lane.group["scaling"]).needs_all_blocks:
@@ -313,7 +335,7 @@ class SGDSaI(Optimizer):
         finally:
             hook.remove()
 
-    def assign_scales(self, scales: Mapping[Tensor, float]) -> None:
+    def assign_scales(self, scales: Mapping[Tensor, BlockScale]) -> None:
         """Set the scales of some parameters; :func:`saiopt.set_scales` names them.
 
         A frozen parameter gets a state to remember its scale in.
@@ -322,21 +344,21 @@ class SGDSaI(Optimizer):
             scales: s by parameter, 0 to calibrate at the next usable gradient.
 
         Raises:
-            ValueError: a parameter's scales differ within it.
+            ValueError: a parameter has other scales than these.
         """
-        named = {p for p, s in scales.items() if s > 0 or is_state(self.state.get(p))}
+        named = {p for p, s in scales.items() if s or is_state(self.state.get(p))}
         self._bind(Gradients(), named)
-        for param in scales:
-            if "num_measured" in self.state.get(param, {}):
-                raise ValueError(
-                    "scales must be of blocks that have one each, got one whose rule "
-                    "measures rows or columns, or several gradients"
-                )
-        for param, scale in scales.items():
-            if is_state(self.state.get(param)):
-                held = self.state[param]["scale"]
-                waits = not is_concrete(held) or held.item() <= 0
-                held.fill_(-scale if waits else scale)
+        given = [
+            (scale, self.state[param])
+            for param, scale in scales.items()
+            if is_state(self.state.get(param))
+        ]
+        for scale, entry in given:
+            problem = misfit_of_scale(scale, entry)
+            if problem:
+                raise ValueError(f"scales {problem}, got {scale}")
+        for scale, entry in given:
+            give_scale(scale, entry)
         self._binding = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -43,7 +43,7 @@ from saiopt.distributed.shards import (
     zeros_beside,
 )
 from saiopt.low_bit import buffer_shape, code_of, scale_shape
-from saiopt.scaling import Axis, matrix_shape, rule_of
+from saiopt.scaling import RULES, Axis, matrix_shape, rule_of
 
 # Smaller blocks keep their momentum in float32, and so do those of one dimension:
 # together they are hardly any memory, and they are the sensitive ones.
@@ -133,6 +133,22 @@ def complete(
         # Scales of another rule cannot go on as these.
         missing["scale"] = torch.zeros_like(entry["scale"])
     return missing | measured
+
+
+def finer_rule(options: Mapping[str, Any]) -> str:
+    """Return the name of a rule whose state cannot go on under another one.
+
+    Args:
+        options: a group's options by name.
+
+    Returns:
+        The scaling, "" for rules that give one scale per block at its first gradient.
+    """
+    scaling = options["scaling"]
+    if not isinstance(scaling, str) or scaling not in RULES:
+        return ""
+    rule = RULES[scaling]
+    return scaling if rule.measurement or rule.direction else ""
 
 
 def obsolete(entry: Mapping[str, Any], options: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from saiopt.distributed.shards import largest_over_ranks, largest_over_slices
 
 from . import options
 from .conversion import convert_momentum, holds_bare_codes
-from .state import SCALARS, is_concrete, misfit
+from .state import SCALARS, finer_rule, is_concrete, misfit
 from .wrappers import bare_name
 
 # Stands for a scaling in a state_dict: flattened distributed checkpoints load the keys
@@ -277,7 +277,16 @@ def _made(key: str, value: float, param: Tensor) -> Tensor:
 
 
 # Options that version 0.1 did not have.
-_LATER = {**options.OF_GROUPS, "calibration_steps": None}
+_LATER = {
+    **options.OF_GROUPS,
+    "calibration_steps": None,
+    "replicated": False,
+    "bucket_cap_mb": 25.0,
+}
+
+
+# How a step is executed, and on which ranks; and what the model calls its parameters.
+_OF_THE_MACHINE = ("foreach", "fused", "replicated", "bucket_cap_mb", "param_names")
 
 
 def fill_in(
@@ -302,12 +311,13 @@ def fill_in(
         ValueError: an option is out of its range.
     """
     for group, old in zip(groups, held or [defaults] * len(groups), strict=True):
+        group.setdefault("scaled_by", finer_rule({**_LATER, **old, **group}))
         for key, value in {**_LATER, **old}.items():
             group.setdefault(key, value)
         if group["scaling"] == A_CALLABLE:
             group["scaling"] = old["scaling"]
         if held:
-            kept = {k: old[k] for k in ("foreach", "fused", "param_names") if k in old}
+            kept = {k: old[k] for k in _OF_THE_MACHINE if k in old}
             if old["state_dtype"] is not None:
                 kept["state_dtype"] = old["state_dtype"]
             group.update(options.normalised({**group, **kept}))

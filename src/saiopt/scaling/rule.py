@@ -74,7 +74,8 @@ class Measurement:
     Sums merge exactly over chunks and shards by addition.
 
     Args:
-        entries: f, elementwise, from a float64 chunk of a gradient.
+        entries: f >= 0, elementwise, from a float64 chunk of a gradient; 0 at 0 only. A
+            gradient for which Σ f is 0, or not finite, is of no use.
         axes: from the shape of a parameter to the axes along which sums and scales
             differ; the same for the whole parameter and its shards.
         scales: from the sums to positive and finite scales, with those of the axes.

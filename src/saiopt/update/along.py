@@ -55,6 +55,17 @@ def update(
         _update(bucket, coefficients, direction, look_ahead, finish)
 
 
+def turn_into_directions(stack: Tensor, direction: Direction) -> None:
+    """Put directions in the places of matrices, as many at a time as make one stack.
+
+    Args:
+        stack: shape (matrices, rows, columns), overwritten.
+        direction: of whole matrices.
+    """
+    for some in stack.split(_matrices_at_once(stack[0].numel())):
+        some.copy_(direction(some))
+
+
 def _update(
     blocks: Sequence[Block],
     coefficients: Coefficients,
@@ -67,7 +78,7 @@ def _update(
     del slots
     parts = direction(stack).view(len(blocks), -1).unbind()
     finish(
-        [_along(b, part) for b, part in zip(blocks, parts, strict=True)],
+        [with_direction(b, part) for b, part in zip(blocks, parts, strict=True)],
         coefficients._replace(direction=None),
     )
 
@@ -112,9 +123,13 @@ def _buckets(blocks: Sequence[Block], *, stacked: bool) -> Iterator[list[Block]]
             dtype = reference.arithmetic_dtype(block.param)
             alike[block.param.device, dtype, shape].append(block)
     for members in alike.values():
-        count = max(_STACK_ENTRIES // members[0].param.numel(), 1)
+        count = _matrices_at_once(members[0].param.numel())
         for first in range(0, len(members), count):
             yield members[first : first + count]
+
+
+def _matrices_at_once(entries: int) -> int:
+    return max(_STACK_ENTRIES // entries, 1)
 
 
 def _stack(blocks: Sequence[Block], *, stacked: bool) -> tuple[Tensor, list[Tensor]]:
@@ -128,7 +143,15 @@ def _stack(blocks: Sequence[Block], *, stacked: bool) -> tuple[Tensor, list[Tens
     return stack, [part.view(block.param.shape) for block, part in parts]
 
 
-def _along(block: Block, direction: Tensor) -> Block:
-    """Return a block without momentum whose gradient is the direction."""
+def with_direction(block: Block, direction: Tensor) -> Block:
+    """Return a block without momentum whose gradient is a direction.
+
+    Args:
+        block: the tensors.
+        direction: as many entries as the block's.
+
+    Returns:
+        What an execution without momentum moves along the direction.
+    """
     grad = direction.view(block.param.shape).to(block.param.dtype)
     return block._replace(grad=grad, momentum_buffer=None, momentum_scale=None)

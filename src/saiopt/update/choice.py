@@ -11,11 +11,10 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from . import cpu, library, reference, two_pass
+from . import along, cpu, library, reference, two_pass
 from . import foreach as foreach_execution
+from .along import LookAhead, Update
 from .blocks import Block, Coefficients
-
-Update = Callable[[Sequence[Block], Coefficients], None]
 
 
 class Table(Protocol):
@@ -59,16 +58,21 @@ class Execution(NamedTuple):
 
     Args:
         update: applies it to any blocks.
+        look_ahead: advances momenta alone, for directions that are found elsewhere.
+        finish: moves parameters along such directions, blocks without momentum.
         kernel: how to bind blocks; None where each step passes the tensors.
     """
 
     update: Update
+    look_ahead: LookAhead
+    finish: Update
     kernel: Kernel | None = None
 
 
-_REFERENCE = Execution(reference.update)
-_FOREACH = Execution(foreach_execution.update)
-_TWO_PASS = Execution(two_pass.update)
+_REFERENCE, _FOREACH, _TWO_PASS = (
+    Execution(module.update, along.look_ahead, module.update)
+    for module in (reference, foreach_execution, two_pass)
+)
 
 
 def choose(param: Tensor, *, foreach: bool | None, fused: bool | None) -> Execution:
@@ -116,7 +120,8 @@ def warn_of_slow_codes() -> None:
 
 @functools.cache
 def _execution(module: ModuleType) -> Execution:
-    return Execution(module.update, Kernel(module.Table, module.knows))
+    kernel = Kernel(module.Table, module.knows)
+    return Execution(module.update, module.look_ahead, module.finish, kernel)
 
 
 def _kernel(param: Tensor) -> ModuleType | str:

@@ -241,7 +241,14 @@ def matrices(shape: Sequence[int], *, stacked: bool) -> tuple[int, int, int]:
 
 
 def arithmetic_dtype(param: Tensor) -> torch.dtype:
-    """Return the dtype in which a parameter's steps are computed."""
+    """Return the dtype in which a parameter's steps are computed.
+
+    Args:
+        param: the parameter.
+
+    Returns:
+        torch.float64 for its own kind, else torch.float32.
+    """
     return torch.float64 if param.dtype == torch.float64 else torch.float32
 
 

@@ -30,7 +30,6 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from itertools import accumulate
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -329,10 +328,19 @@ def update(blocks: Sequence[Block], coefficients: Coefficients) -> None:
         coefficients: the numbers that the blocks share.
     """
     if coefficients.direction is not None:
-        finish = partial(_update, table_of=_table_of)
         along.update(blocks, coefficients, coefficients.direction, look_ahead, finish)
     else:
         _update(blocks, coefficients, Table)
+
+
+def finish(blocks: Sequence[Block], coefficients: Coefficients) -> None:
+    """Apply the rule along directions to blocks that lie in the same place every step.
+
+    Args:
+        blocks: the tensors, without momentum; parameters change in place.
+        coefficients: the numbers that the blocks share.
+    """
+    _update(blocks, coefficients, _table_of)
 
 
 def _update(
