@@ -46,8 +46,8 @@ def test_runs_are_planned_seed_by_seed_with_the_recipes_rates(tiny: Recipe) -> N
         (["adamw", "adamw"], [0], {}, "optimizers must be given each once, got adamw"),
         ([], [0], {}, "optimizers must be given each once, got none"),
         (["adamw"], [1, 1], {}, "seeds must be given each once, got 1 1"),
-        (["adamax"], [0], {}, r"optimizer must be one of sgdsai, .*, got adamax$"),
-        (["adamw"], [0], {"sgd": 1.0}, "lr must name one of adamw, got sgd"),
+        (["adamax"], [0], {}, r"got adamax; did you mean adam\?$"),
+        (["adamw"], [0], {"sgd": 1.0}, "optimizer in lr must be one of adamw, got sgd"),
         (["adamw"], [0], {"adamw": -1.0}, r"lr must be positive and finite, got -1\.0"),
     ],
 )

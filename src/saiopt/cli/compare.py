@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from saiopt.cli.output import new_console, print_json
+from saiopt.cli.output import new_console, print_json, print_table
 from saiopt.cli.refusal import RefusalError, refusing
 from saiopt.cli.training import (
     OptimizerNames,
@@ -14,6 +14,7 @@ from saiopt.cli.training import (
     carry_out_all,
     pairs,
     recipe_of,
+    refuse_diverged,
 )
 
 
@@ -48,11 +49,12 @@ class Compare(Training):
         comparison = carry_out_all(self, runs, compare)
         if self.json:
             print_json(as_json(comparison))
-            return
-        console = new_console()
-        console.print()
-        console.print(comparison_table(comparison))
-        console.print(f"\nCurves and numbers: {comparison.folder}/", soft_wrap=True)
+        else:
+            console = new_console()
+            console.print()
+            print_table(console, comparison_table(comparison))
+            console.print(f"\nCurves and numbers: {comparison.folder}/", soft_wrap=True)
+        refuse_diverged(comparison.outcomes)
 
     def _lrs(self) -> dict[str, float]:
         lrs = pairs("lr", self.lr)

@@ -1,13 +1,14 @@
 """``saiopt gsnr``."""
 
 import dataclasses
+import math
 from typing import Annotated
 
 from tyro.conf import arg
 
 from saiopt.cli.output import new_console, print_json
 from saiopt.cli.refusal import RefusalError, refusing
-from saiopt.cli.training import Training, carry_out_all, single_run
+from saiopt.cli.training import Training, carry_out_all, refuse_diverged, single_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +46,13 @@ class Gsnr(Training):
         )
         if self.json:
             print_json(rows_as_json(measured.rows))
-            return
-        console = new_console()
-        console.print()
-        console.print(gsnr_table(measured.rows), highlight=False, soft_wrap=True)
-        console.print()
-        console.print(gsnr_summary(measured.rows), soft_wrap=True)
-        console.print(f"Plot and rows: {measured.folder}/", soft_wrap=True)
+        else:
+            console = new_console()
+            # A log has lines of any length.
+            width = console.width if console.is_terminal else math.inf
+            console.print()
+            console.print(gsnr_table(measured.rows, width), soft_wrap=True)
+            console.print()
+            console.print(gsnr_summary(measured.rows), soft_wrap=True)
+            console.print(f"Plot and rows: {measured.folder}/", soft_wrap=True)
+        refuse_diverged([measured.outcome])

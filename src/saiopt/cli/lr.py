@@ -67,9 +67,9 @@ class Lr(Choice):
                 seed=self.seed,
                 gradients=self.gradients,
             )
-        swept = recipe.lrs.get(self.optimizer)
+        own = recipe.lrs.get(self.optimizer)
         if self.json:
-            print_json({**dataclasses.asdict(found), "swept_lr": swept})
+            print_json({**dataclasses.asdict(found), "recipe_lr": own})
             return
         console = new_console()
         console.print(
@@ -79,6 +79,7 @@ class Lr(Choice):
             soft_wrap=True,
         )
         console.print(f"\n  lr = {found.lr:.2g}\n")
-        if swept is not None:
-            factor = found.lr / swept
-            console.print(f"The best of a sweep was {swept:g}: a factor {factor:.2g}.")
+        if own is not None:
+            console.print(
+                f"The recipe has {own:g} for it: a factor {found.lr / own:.2g}."
+            )

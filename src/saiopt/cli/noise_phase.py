@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from saiopt.cli.output import new_console, print_json
+from saiopt.cli.output import new_console, print_json, print_table
 from saiopt.cli.refusal import refusing, require_writable
 from saiopt.cli.training import device_of
 
@@ -61,7 +61,7 @@ class Phase:
     runs_dir: Annotated[Path, arg(metavar="FOLDER")] = Path("runs")
     device: Annotated[
         Literal["cpu", "cuda"] | None,
-        arg(help_behavior_hint="(default: cuda if there is one)"),
+        arg(metavar="cpu|cuda", help_behavior_hint="(default: cuda if there is one)"),
     ] = None
     threads: Annotated[
         int | None, arg(metavar="N", help_behavior_hint="(default: torch's choice)")
@@ -97,14 +97,12 @@ class Phase:
             return
         console = new_console()
         console.print()
-        console.print(phase_table(findings))
+        print_table(console, phase_table(findings))
         for text in (lost_text(findings), trust_text(findings, settings.depth)):
             console.print(f"\n{text}")
         console.print(f"\nHeat maps and findings: {folder}/", soft_wrap=True)
 
     def _train(self, settings: "Settings") -> "tuple[Cells, list[Row]]":
-        from rich.console import Console
-
         from saiopt.lab.noise.counting import counting
         from saiopt.lab.noise.parity import load_images
         from saiopt.lab.noise.phase import (
@@ -126,7 +124,7 @@ class Phase:
         folder = open_cells(settings, images, self.runs_dir, device)
         with (
             refusing(RunFolderError),
-            counting(len(cells), "networks", Console(stderr=self.json)) as count,
+            counting(len(cells), "networks", new_console(stderr=self.json)) as count,
         ):
             rows = train_cells(
                 settings,

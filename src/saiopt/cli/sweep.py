@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from saiopt.cli.output import new_console, print_json
+from saiopt.cli.output import new_console, print_json, print_table
 from saiopt.cli.refusal import LostError, RefusalError, refusing, require_writable
 from saiopt.cli.training import (
     OptimizerNames,
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from saiopt.lab.sweep.plan import Sweep as Plan
     from saiopt.lab.sweep.workers import Place
     from saiopt.lab.task import Task
+
+_TRIALS = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +57,9 @@ class Sweep(Training):
         ),
     ] = ()
     sampler: Annotated[Literal["grid", "tpe"], arg(metavar="grid|tpe")] = "grid"
-    trials: Annotated[int, arg(metavar="N")] = 20
+    trials: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: 20 with tpe)")
+    ] = None
     seeds: Seeds = (0,)
     storage: Annotated[
         str | None,
@@ -90,7 +94,7 @@ class Sweep(Training):
             return
         console = new_console()
         console.print()
-        console.print(sweep_table(findings))
+        print_table(console, sweep_table(findings))
         for sentence in warnings(findings):
             console.print(f"\n{sentence}", style="yellow")
         console.print(f"\nPictures and numbers: {findings.folder}/", soft_wrap=True)
@@ -111,6 +115,11 @@ class Sweep(Training):
         from saiopt.lab.sweep.plan import Sweep as Plan
         from saiopt.lab.sweep.plan import lrs_around
 
+        if self.trials is not None and self.sampler != "tpe":
+            raise RefusalError(
+                f"trials must be left out without --sampler tpe, got {self.trials}"
+            )
+        trials = _TRIALS if self.trials is None else self.trials
         names = self.optimizers or usual_optimizers(recipe)
         lrs, decays = self.lrs, dict.fromkeys(names, self.weight_decays)
         if self.published is not None:
@@ -131,7 +140,7 @@ class Sweep(Training):
                 decays[name],
                 self.seeds,
                 self.sampler,
-                self.trials if self.sampler == "tpe" else 0,
+                trials if self.sampler == "tpe" else 0,
             )
             for name in names
         ]
@@ -166,11 +175,9 @@ class Sweep(Training):
             )
 
     def _announcer(self, opened: "Sequence[Board]") -> "Callable[[Plan, Cell], None]":
-        from rich.console import Console
-
         from saiopt.lab.sweep.table import cell_line
 
-        console = Console(stderr=self.json, highlight=False)
+        console = new_console(stderr=self.json)
         total = sum(len(board.sweep.cells()) for board in opened)
         done = sum(len(board.cells()) for board in opened)
         if done:

@@ -6,7 +6,7 @@ from typing import Annotated
 from tyro.conf import arg
 
 from saiopt.cli.output import new_console, print_json
-from saiopt.cli.training import Training, carry_out_all, single_run
+from saiopt.cli.training import Training, carry_out_all, refuse_diverged, single_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Train(Training):
         )
         if self.json:
             print_json({"folder": outcome.folder, **outcome.result})
-            return
-        folder = self.runs_dir / outcome.folder
-        new_console().print(f"Log and result: {folder}/", soft_wrap=True)
+        else:
+            folder = self.runs_dir / outcome.folder
+            new_console().print(f"Log and result: {folder}/", soft_wrap=True)
+        refuse_diverged([outcome])

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias, TypeV
 
 from tyro.conf import Positional, arg
 
+from saiopt.cli.output import new_console
 from saiopt.cli.refusal import (
+    DivergedError,
     LostError,
     RefusalError,
     refusing,
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from saiopt.lab.loop import Observer
+    from saiopt.lab.outcome import Outcome
     from saiopt.lab.ranks import Ranks
     from saiopt.lab.recipe import Recipe
     from saiopt.lab.run import Run
@@ -164,8 +167,6 @@ def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") ->
     Raises:
         RefusalError: If data, device, folder or a run in it are not as they must be.
     """
-    from rich.console import Console
-
     from saiopt.lab.compare import prepare
     from saiopt.lab.progress import display
     from saiopt.lab.ranks import LostProcessError, together
@@ -175,21 +176,34 @@ def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") ->
     with contextlib.ExitStack() as stack:
         stack.enter_context(refusing(LostProcessError, to=LostError))
         with refusing(ValueError):
-            joined = together(
-                options.strategy, device, recipe.batch_size, recipe.micro_batches
-            )
+            joined = together(options.strategy, device, recipe.batch_size)
             ranks = stack.enter_context(joined)
         with refusing(ValueError, FileNotFoundError):
             task = prepare(runs, ranks)
         ranks.on_first(lambda: require_writable(options.runs_dir))
         # Only the first process speaks; the others end here when all is done.
-        console = Console(stderr=options.json, quiet=not ranks.is_first)
+        console = new_console(stderr=options.json, quiet=not ranks.is_first)
         # What else fails while they train is no fault of the user's.
         with refusing(RunFolderError), display(runs, console) as observe:
             result = work(runs, task, options.runs_dir, device, observe, ranks)
     if not ranks.is_first:
         raise SystemExit(0)
     return result
+
+
+def refuse_diverged(outcomes: "Sequence[Outcome]") -> None:
+    """Let a command end with a code of its own where a run has diverged.
+
+    Args:
+        outcomes: Of all runs of the command, whose results have been printed.
+
+    Raises:
+        DivergedError: If one has diverged.
+    """
+    lost = [outcome for outcome in outcomes if outcome.result["status"] == "diverged"]
+    if lost:
+        names = ", ".join(f"{o.run.optimizer} seed {o.run.seed}" for o in lost)
+        raise DivergedError(f"{len(lost)} of {len(outcomes)} runs diverged: {names}")
 
 
 def pairs(name: str, texts: Sequence[str]) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from saiopt.analysis.curves import Curve, plot_curves
+from saiopt.choices import must_be_known
 from saiopt.lab.atomic import alone, write_json
 from saiopt.lab.identity import identity_hash
 from saiopt.lab.intervals import Estimate, estimate
@@ -92,7 +93,7 @@ def plan(
             raise ValueError(f"{name} must be given each once, got {listed}")
     for name in lrs:
         if name not in optimizers:
-            raise ValueError(f"lr must name one of {', '.join(optimizers)}, got {name}")
+            raise ValueError(must_be_known("optimizer in lr", name, optimizers))
     for name in optimizers:
         get_optimizer(name)
     table = {**recipe.lrs, **lrs}

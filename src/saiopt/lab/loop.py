@@ -168,7 +168,7 @@ class _Session:
             self.task,
             self.spread,
             batch,
-            self.recipe.micro_batches,
+            self.ranks.parts(self.recipe.batch_size, self.recipe.micro_batches),
             self.device,
             self.ranks,
         )

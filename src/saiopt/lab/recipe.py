@@ -5,6 +5,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from saiopt.choices import must_be_known
+
 if TYPE_CHECKING:
     from saiopt.lab.task import TaskConfig
 
@@ -18,6 +20,7 @@ _KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
     float: (float, "a number"),
     str: (str, "text"),
 }
+_FIXED = frozenset({"name", "description", "optimizer", "size"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +58,8 @@ class Recipe:
             learning rate η. Each optimizer's ``weight_decay`` λ is this over its
             learning rate, so that all of them, at all learning rates, decay alike.
         lrs: Peak learning rate by optimizer name.
-        micro_batches: Parts of a rank's batch that are in memory one after another,
-            their gradients added up.
+        micro_batches: Parts of a batch of which a process has one at a time in memory,
+            their gradients added up. Several processes share them.
         gradient_release: Whether each parameter steps during the backward pass, as soon
             as its gradient is complete, which is then freed.
         optimizer: Name of the one that trains where none is asked for.
@@ -103,9 +106,7 @@ class Recipe:
                 f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}"
             )
         if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule}"
-            )
+            raise ValueError(must_be_known("schedule", self.schedule, SCHEDULES))
         if self.batch_size % self.micro_batches:
             raise ValueError(
                 "batch_size must be a multiple of micro_batches, got "
@@ -159,20 +160,37 @@ def override(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
     return dataclasses.replace(recipe, task=task, **_parse(recipe, own, ""))
 
 
+def settable(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields that :func:`override` can replace, with their values.
+
+    Args:
+        recipe: Any.
+
+    Returns:
+        Value by name, the task's fields as ``task.<field>``.
+    """
+    of_task = {f"task.{name}": value for name, value in _values(recipe.task).items()}
+    return _values(recipe) | of_task
+
+
+def _values(target: "Recipe | TaskConfig") -> dict[str, Any]:
+    values = {f.name: getattr(target, f.name) for f in dataclasses.fields(target)}
+    return {
+        name: value
+        for name, value in values.items()
+        if type(value) in _KINDS and name not in _FIXED
+    }
+
+
 def _parse(
     target: "Recipe | TaskConfig", settings: Mapping[str, str], prefix: str
 ) -> dict[str, Any]:
-    kinds = {
-        field.name: type(getattr(target, field.name))
-        for field in dataclasses.fields(target)
-        if type(getattr(target, field.name)) in _KINDS
-        and field.name not in {"name", "description", "optimizer", "size"}
-    }
+    kinds = {name: type(value) for name, value in _values(target).items()}
     values: dict[str, Any] = {}
     for name, text in settings.items():
         if name not in kinds:
-            names = ", ".join(prefix + kind for kind in kinds)
-            raise ValueError(f"set must name one of {names}, got {prefix}{name}")
+            names = [prefix + kind for kind in kinds]
+            raise ValueError(must_be_known("field in set", prefix + name, names))
         read, kind = _KINDS[kinds[name]]
         try:
             values[name] = read(text)

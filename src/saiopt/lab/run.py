@@ -20,6 +20,8 @@ _IRRELEVANT = (
     "optimizer",
     "size",
 )
+# What torch's generators take.
+_SEEDS = 2**63
 # Where a field has this value, a run is the same as before there was such a field.
 _ADDED_LATER = {"micro_batches": 1, "gradient_release": False}
 
@@ -62,6 +64,8 @@ class Run:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if self.seed >= _SEEDS:
+            raise ValueError(f"seed must be below 2^63, got {self.seed}")
         if self.gsnr_every < 0:
             raise ValueError(f"gsnr_every must be at least 0, got {self.gsnr_every}")
         if not 0 <= self.weight_decay < float("inf"):

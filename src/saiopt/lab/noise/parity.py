@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saiopt.choices import require_known
 from saiopt.lab.atomic import full_disk
 from saiopt.lab.draws import generator
 
@@ -43,10 +44,11 @@ def load_images(name: str, source: Path | None = None) -> Images:
         The images.
 
     Raises:
-        ValueError: If the name is unknown.
+        ValueError: If the name is unknown, or there is no such folder.
     """
-    if name not in LOADERS:
-        raise ValueError(f"data must be one of {', '.join(LOADERS)}, got {name}")
+    require_known("data", name, LOADERS)
+    if source is not None and not source.is_dir():
+        raise ValueError(f"source must be a folder that exists, got {source}")
     pixels, labels = LOADERS[name](source)
     values = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float64))
     values = (values - values.mean()) / values.std(correction=0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from saiopt.choices import must_be_known
 from saiopt.lab.environment import environment
 from saiopt.lab.identity import code_hash
 from saiopt.lab.noise.cells import Cells, Row
@@ -45,8 +46,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
             raise ValueError(
-                f"architecture must be one of {', '.join(ARCHITECTURES)}, "
-                f"got {self.architecture}"
+                must_be_known("architecture", self.architecture, ARCHITECTURES)
             )
         for name in ("width", "batch_size", "max_steps", "held_out", "look_every"):
             if getattr(self, name) < 1:
@@ -90,9 +90,7 @@ def plan(
         if not all(math.isfinite(value) for value in values):
             raise ValueError(f"{name} must hold finite numbers, got {[*values]}")
     if unknown := set(optimizers) - set(OPTIMIZERS):
-        raise ValueError(
-            f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {min(unknown)}"
-        )
+        raise ValueError(must_be_known("optimizer", min(unknown), OPTIMIZERS))
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     pairs = {(middle(sizes), alpha) for alpha in alphas}
