@@ -40,7 +40,11 @@ class Compare(Training):
         # Before the imports, so that a wrong name is answered at once.
         recipe = recipe_of(self)
         from saiopt.lab.compare import as_json, compare, plan
-        from saiopt.lab.comparison_table import comparison_table
+        from saiopt.lab.comparison_table import (
+            comparison_table,
+            difference_table,
+            meaning,
+        )
         from saiopt.lab.recipe import usual_optimizers
 
         with refusing(ValueError):
@@ -53,6 +57,13 @@ class Compare(Training):
             console = new_console()
             console.print()
             print_table(console, comparison_table(comparison))
+            if comparison.differences.found:
+                console.print()
+                print_table(console, difference_table(comparison))
+            for text in filter(None, [meaning(comparison)]):
+                console.print(f"\n{text}", style="dim")
+            for text in comparison.cautions:
+                console.print(f"\n{text}", style="yellow")
             console.print(f"\nCurves and numbers: {comparison.folder}/", soft_wrap=True)
         refuse_diverged(comparison.outcomes)
 

@@ -108,6 +108,7 @@ def print_table(console: "Console", table: "Table") -> None:
         console.print(table)
         return
     first, *others = table.columns
+    console.print(str(first.header).strip(), style="dim")
     cells = zip(*(column.cells for column in others), strict=True)
     for row, name, values in zip(table.rows, first.cells, cells, strict=True):
         console.print(name, style=row.style)
@@ -126,11 +127,12 @@ def _lines(names: Sequence[object], values: Sequence[object]) -> "Table":
     from rich.table import Table
 
     lines = Table.grid(padding=(0, 1))
+    lines.add_column(width=1)
     lines.add_column(style="dim")
     lines.add_column()
     for name, value in zip(names, values, strict=True):
         if str(value):
-            lines.add_row("  " + " ".join(str(name).split()), str(value))
+            lines.add_row("", " ".join(str(name).split()), str(value))
     return lines
 
 

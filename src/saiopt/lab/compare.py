@@ -12,6 +12,8 @@ import torch
 from saiopt.analysis.curves import Curve, plot_curves
 from saiopt.choices import must_be_known
 from saiopt.lab.atomic import alone, write_json
+from saiopt.lab.cautions import cautions
+from saiopt.lab.differences import Differences, differences
 from saiopt.lab.identity import identity_hash
 from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.loop import Observer
@@ -64,6 +66,21 @@ class Comparison:
     outcomes: Sequence[Outcome]
     rows: Sequence[Row]
     folder: Path
+
+    @property
+    def differences(self) -> Differences:
+        """Every optimizer against the one of the best mean."""
+        values: dict[str, dict[int, float | None]] = {}
+        for outcome in self.outcomes:
+            by_seed = values.setdefault(outcome.run.optimizer, {})
+            by_seed[outcome.run.seed] = outcome.value
+        higher = self.recipe.metric.higher_is_better
+        return differences(self.recipe.name, values, higher_is_better=higher)
+
+    @property
+    def cautions(self) -> list[str]:
+        """What keeps it from being an answer."""
+        return cautions(self.outcomes)
 
 
 def plan(
@@ -206,6 +223,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "recipe": comparison.recipe.name,
         "metric": dataclasses.asdict(metric),
         "rows": [dataclasses.asdict(row) for row in comparison.rows],
+        "differences": comparison.differences.as_json(),
+        "cautions": comparison.cautions,
         "runs": [
             {
                 "folder": outcome.folder,
