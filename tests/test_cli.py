@@ -68,9 +68,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("compare", "recipe must be given; see saiopt compare --help"),
         ("", "command must be one of compare, train, .*, got none"),
         ("frobnicate", "command must be one of compare, .*, got frobnicate"),
-        ("comapre", "command must be one of .* got comapre; did you mean compare?"),
+        ("compar", "command must be one of .* got compar; did you mean compare?"),
         ("noise", "noise must be one of perceptron, phase, got none"),
-        ("noise fase", "noise must be .* got fase; did you mean phase?"),
+        ("noise phas", "noise must be .* got phas; did you mean phase?"),
         ("train VIT-digits", "recipe must .* VIT-digits; did you mean vit-digits?"),
         (
             "compare vit-digits --stps 3",

@@ -15,8 +15,8 @@ def must_be_known(argument: str, given: str, known: Iterable[str]) -> str:
     Returns:
         Such as ``optimizer must be one of adamw, sgd, got adamv; did you mean adamw?``.
 
-    >>> must_be_known("shape", "Cirlce", ["square", "circle"])
-    'shape must be one of square, circle, got Cirlce; did you mean circle?'
+    >>> must_be_known("shape", "Circl", ["square", "circle"])
+    'shape must be one of square, circle, got Circl; did you mean circle?'
     """
     names = list(known)
     return f"{argument} must be one of {', '.join(names)}, got {asking(given, names)}"

@@ -135,7 +135,9 @@ def test_the_environment_is_that_of_the_runs(runs_dir: Path) -> None:
     path = folder / "environment.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "torch": "0.1"}))
     values = environments(find_sources([], runs_dir).sources)
-    assert values["torch"] == [torch.__version__, "0.1"]
+    several = [text.partition(" (")[0] for text in values["torch"]]
+    assert several == [torch.__version__, "0.1"]
+    assert values["torch"][1] == f"0.1 (1 run, such as {folder.name})"
 
 
 def test_a_sweep_that_is_not_finished_says_so(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ class Gsnr(Training):
         optimizer: What the model is trained with.
         seed: Of initial weights and data order.
         lr: Peak learning rate.
+        weight_decay: Of the optimizer.
         every: Steps between measurements.
     """
 
@@ -29,13 +30,20 @@ class Gsnr(Training):
     lr: Annotated[
         float | None, arg(metavar="LR", help_behavior_hint="(default: the recipe's)")
     ] = None
+    weight_decay: Annotated[
+        float | None,
+        arg(
+            metavar="WD",
+            help_behavior_hint="(default: the recipe's decay per step, over lr)",
+        ),
+    ] = None
     every: Annotated[int, arg(metavar="N")] = 50
 
     def __call__(self) -> None:
         """Train, measure and print the table."""
         if self.every < 1:
             raise RefusalError(f"every must be at least 1, got {self.every}")
-        run = single_run(self, self.optimizer, self.seed, self.lr)
+        run = single_run(self, self.optimizer, self.seed, self.lr, self.weight_decay)
         from saiopt.analysis.gsnr_rows import gsnr_summary, gsnr_table
         from saiopt.lab.gsnr import measure_gsnr, rows_as_json
 

@@ -17,6 +17,7 @@ from saiopt.cli.noise_phase import Phase
 from saiopt.cli.recipes import Recipes
 from saiopt.cli.refusal import RefusalError
 from saiopt.cli.report import Report
+from saiopt.cli.runs import Runs
 from saiopt.cli.sentences import empty_option, sentence
 from saiopt.cli.sweep import Sweep
 from saiopt.cli.train import Train
@@ -28,6 +29,7 @@ _COMMANDS = {
     "gsnr": Gsnr,
     "lr": Lr,
     "report": Report,
+    "runs": Runs,
     "recipes": Recipes,
     "noise": Noise,
     "memory": Memory,

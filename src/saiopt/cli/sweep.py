@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
+from saiopt.choices import must_be_known
 from saiopt.cli.output import new_console, print_json, print_table
 from saiopt.cli.refusal import LostError, RefusalError, refusing, require_writable
 from saiopt.cli.training import (
@@ -13,7 +14,9 @@ from saiopt.cli.training import (
     Seeds,
     Training,
     device_of,
+    known_optimizers,
     recipe_of,
+    settings_of,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +36,7 @@ class Sweep(Training):
     """Search learning rate and weight decay of several optimizers.
 
     Args:
-        optimizers: Names.
+        optimizers: Names, or one's own: file.py:name.
         lrs: Learning rates of the grid; tpe stays between the least and largest.
         weight_decays: The same for the weight decay.
         sampler: All pairs, or pairs that the results so far suggest.
@@ -120,7 +123,7 @@ class Sweep(Training):
                 f"trials must be left out without --sampler tpe, got {self.trials}"
             )
         trials = _TRIALS if self.trials is None else self.trials
-        names = self.optimizers or usual_optimizers(recipe)
+        names = known_optimizers(self.optimizers) or usual_optimizers(recipe)
         lrs, decays = self.lrs, dict.fromkeys(names, self.weight_decays)
         if self.published is not None:
             grid = published_grid(self.published)
@@ -132,6 +135,11 @@ class Sweep(Training):
             }
         given = dict.fromkeys(names, lrs[0]) if lrs else {}
         centres = {run.optimizer: run.lr for run in plan(recipe, names, (0,), given)}
+        settings = settings_of(self)
+        if unknown := settings.keys() - set(names):
+            raise RefusalError(
+                must_be_known("optimizer in setting", min(unknown), names)
+            )
         return [
             Plan(
                 recipe,
@@ -141,6 +149,7 @@ class Sweep(Training):
                 self.seeds,
                 self.sampler,
                 trials if self.sampler == "tpe" else 0,
+                settings.get(name, {}),
             )
             for name in names
         ]
@@ -148,13 +157,15 @@ class Sweep(Training):
     def _place(self) -> "Place":
         import torch
 
+        from saiopt.lab.own.reference import is_reference
         from saiopt.lab.sweep.workers import Place
 
         device = device_of(self)
         threads = self.threads or max(torch.get_num_threads() // self.workers, 1)
         url = self.storage or f"sqlite:///{self.runs_dir / 'sweeps.db'}"
         torch.set_num_threads(threads)
-        return Place(self.runs_dir, url, device, threads)
+        own = tuple(name for name in self.optimizers if is_reference(name))
+        return Place(self.runs_dir, url, device, threads, own)
 
     def _work_off(
         self, opened: "Sequence[Board]", task: "Task", place: "Place"

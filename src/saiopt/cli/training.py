@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from tyro.conf import Positional, arg
 
@@ -62,7 +62,7 @@ class Choice:
     """Choose a recipe and a machine.
 
     Args:
-        recipe: A name that 'saiopt recipes' lists.
+        recipe: A name that 'saiopt recipes' lists, or one's own: file.py:name.
         set: Fields of the recipe, such as clip_norm=0.5 or task.n_layer=2.
         device: Where to train.
         threads: CPU threads; a run's last bits depend on them.
@@ -90,6 +90,7 @@ class Training(Choice):
 
     Args:
         steps: Optimizer steps.
+        setting: Settings of optimizers, such as adamw.betas=0.9,0.99.
         runs_dir: Keeps the runs: a finished one is reused, an interrupted one goes on.
         strategy: How processes that torchrun starts share a model.
     """
@@ -97,6 +98,13 @@ class Training(Choice):
     steps: Annotated[
         int | None, arg(metavar="N", help_behavior_hint=_OF_THE_RECIPE)
     ] = None
+    setting: Annotated[
+        tuple[str, ...],
+        arg(
+            metavar="NAME.SETTING=VALUE ...",
+            help_behavior_hint="(default: the lab's)",
+        ),
+    ] = ()
     runs_dir: Annotated[Path, arg(metavar="FOLDER")] = Path("runs")
     strategy: Annotated[
         Literal["ddp", "fsdp2"] | None,
@@ -116,6 +124,8 @@ def recipe_of(options: Choice) -> "Recipe":
     Raises:
         RefusalError: If there is no such recipe or field, or a value is bad.
     """
+    from saiopt.lab.own.recipe import recipe_at
+    from saiopt.lab.own.reference import is_reference
     from saiopt.lab.recipe import override
     from saiopt.lab.recipes import get_recipe
 
@@ -123,11 +133,61 @@ def recipe_of(options: Choice) -> "Recipe":
     if isinstance(options, Training) and options.steps is not None:
         settings["steps"] = str(options.steps)
     with refusing(ValueError):
-        return override(get_recipe(options.recipe), settings)
+        own = is_reference(options.recipe)
+        recipe = recipe_at(options.recipe) if own else get_recipe(options.recipe)
+        return override(recipe, settings)
+
+
+def known_optimizers(names: Sequence[str]) -> list[str]:
+    """Return the names of optimizers, after loading those that are the user's own.
+
+    Args:
+        names: Of the lab's, or ``file.py:name``.
+
+    Returns:
+        The names by which the lab knows them.
+
+    Raises:
+        RefusalError: If one cannot be loaded.
+    """
+    from saiopt.lab.own.optimizer import optimizer_names
+
+    with refusing(ValueError):
+        return optimizer_names(list(names))
+
+
+def settings_of(options: Training) -> dict[str, dict[str, Any]]:
+    """Return the settings of optimizers that the user gives.
+
+    Args:
+        options: Of the command, whose optimizers are known.
+
+    Returns:
+        Value by optimizer and setting.
+
+    Raises:
+        RefusalError: If one is bad.
+    """
+    from saiopt.lab.optimizers.settings import read_settings
+
+    texts = {
+        own_name(name): text for name, text in pairs("setting", options.setting).items()
+    }
+    with refusing(ValueError):
+        return read_settings(texts)
+
+
+def own_name(reference: str) -> str:
+    """Return the name that an option calls an optimizer by, without its file."""
+    return reference.rpartition(":")[2]
 
 
 def single_run(
-    options: Training, optimizer: str | None, seed: int, lr: float | None
+    options: Training,
+    optimizer: str | None,
+    seed: int,
+    lr: float | None,
+    weight_decay: float | None,
 ) -> "Run":
     """Plan one run.
 
@@ -136,6 +196,7 @@ def single_run(
         optimizer: Its name instead of the recipe's.
         seed: Of the run.
         lr: Instead of the recipe's.
+        weight_decay: λ instead of what the recipe's decay per step gives.
 
     Returns:
         The run.
@@ -147,10 +208,12 @@ def single_run(
     recipe = recipe_of(options)
     from saiopt.lab.compare import plan
 
-    optimizer = optimizer or recipe.optimizer
+    [name] = known_optimizers([optimizer or recipe.optimizer])
+    settings = settings_of(options)
     with refusing(ValueError):
-        lrs = {} if lr is None else {optimizer: lr}
-        return plan(recipe, [optimizer], [seed], lrs)[0]
+        lrs = {} if lr is None else {name: lr}
+        decays = {} if weight_decay is None else {name: weight_decay}
+        return plan(recipe, [name], [seed], lrs, settings, decays)[0]
 
 
 def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") -> _T:

@@ -51,7 +51,7 @@ class Row:
     total_seconds: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
     """What ``compare`` found.
 
@@ -77,6 +77,11 @@ class Comparison:
         higher = self.recipe.metric.higher_is_better
         return differences(self.recipe.name, values, higher_is_better=higher)
 
+    def __repr__(self) -> str:
+        """Return such as ``<Comparison of adamw, sgd on gpt-stdlib in runs/…>``."""
+        names = ", ".join(row.optimizer for row in self.rows)
+        return f"<Comparison of {names} on {self.recipe.name} in {self.folder}>"
+
     @property
     def cautions(self) -> list[str]:
         """What keeps it from being an answer."""
@@ -88,6 +93,8 @@ def plan(
     optimizers: Sequence[str],
     seeds: Sequence[int],
     lrs: Mapping[str, float],
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    weight_decays: Mapping[str, float] | None = None,
 ) -> list[Run]:
     """List the runs of a comparison, seed by seed.
 
@@ -96,6 +103,8 @@ def plan(
         optimizers: Names, each once.
         seeds: Each once.
         lrs: Learning rates instead of the recipe's, by optimizer.
+        settings: By optimizer, instead of those that the lab gives it.
+        weight_decays: λ by optimizer, instead of the recipe's decay per step over lr.
 
     Returns:
         One run per optimizer and seed.
@@ -108,14 +117,25 @@ def plan(
         if not values or len(set(values)) < len(values):
             listed = " ".join(map(str, values)) or "none"
             raise ValueError(f"{name} must be given each once, got {listed}")
-    for name in lrs:
-        if name not in optimizers:
-            raise ValueError(must_be_known("optimizer in lr", name, optimizers))
+    settings, weight_decays = settings or {}, weight_decays or {}
+    given = {"lr": lrs, "setting": settings, "weight_decay": weight_decays}
+    for option, by_name in given.items():
+        for name in by_name:
+            if name not in optimizers:
+                argument = f"optimizer in {option}"
+                raise ValueError(must_be_known(argument, name, optimizers))
     for name in optimizers:
         get_optimizer(name)
     table = {**recipe.lrs, **lrs}
     return [
-        Run(recipe, optimizer, _lr(table, optimizer), seed)
+        Run(
+            recipe,
+            optimizer,
+            _lr(table, optimizer),
+            seed,
+            fixed_weight_decay=weight_decays.get(optimizer),
+            settings=settings.get(optimizer, {}),
+        )
         for seed in seeds
         for optimizer in optimizers
     ]

@@ -1,5 +1,6 @@
 """What a comparison prints."""
 
+from rich.console import Console
 from rich.table import Table
 
 from saiopt.lab.compare import Comparison
@@ -71,3 +72,23 @@ def meaning(comparison: Comparison) -> str:
         "; better, worse or open: Holm's procedure at 5 % for all differences together"
     )
     return f"{MEANING}{judged if len(comparison.rows) > 1 else ''}."
+
+
+def as_text(comparison: Comparison) -> str:
+    """Write a comparison's tables and what is to be said of them.
+
+    Args:
+        comparison: To be shown.
+
+    Returns:
+        Lines.
+    """
+    console = Console(width=100, highlight=False)
+    with console.capture() as capture:
+        console.print(comparison_table(comparison))
+        if comparison.differences.found:
+            console.print()
+            console.print(difference_table(comparison))
+        for text in filter(None, (meaning(comparison), *comparison.cautions)):
+            console.print(f"\n{text}")
+    return capture.get()

@@ -60,6 +60,8 @@ def train(
     device: torch.device,
     observe: Observer,
     ranks: Ranks = ALONE,
+    *,
+    keep_weights: bool = False,
 ) -> dict[str, Any]:
     """Train a run to its end, from its last checkpoint if it has one.
 
@@ -70,6 +72,7 @@ def train(
         device: Where it trains.
         observe: Called after every step and evaluation.
         ranks: The processes that train together.
+        keep_weights: Whether a run that is trained to its end leaves its weights.
 
     Returns:
         The content of ``result.json``.
@@ -83,7 +86,9 @@ def train(
             # Another process may have finished it before this one had the lock.
             result = folder.result()
             if result is None:
-                return _Session(run, task, folder, device, observe, ranks).run_to_end()
+                session = _Session(run, task, folder, device, observe, ranks)
+                session.keep_weights = keep_weights
+                return session.run_to_end()
     elsewhere = _elsewhere(folder.environment(), ranks)
     metrics = result["metrics"]
     observe(Progress(run, result["step"], None, metrics, "reused", elsewhere))
@@ -111,6 +116,7 @@ class _Session:
         self.run, self.recipe, self.task = run, run.recipe, task
         self.folder, self.device, self.observe = folder, device, observe
         self.ranks = ranks
+        self.keep_weights = False
         self.model = self._build_model().to(device)
         self.spread = ranks.spread(self.model)
         self.optimizer = build_optimizer(
@@ -268,6 +274,8 @@ class _Session:
     def _finish(self, status: str, metrics: dict[str, float]) -> dict[str, Any]:
         if status == "finished" and isinstance(self.task, Illustrated):
             self._illustrate(self.task)
+        if self.keep_weights:
+            checkpoint.save_weights(self.folder.weights, self.model, self.ranks)
         self.ranks.on_first(lambda: self.folder.finish(self._result(status, metrics)))
         result = self.folder.result() or {}
         self.observe(Progress(self.run, self.step, None, result["metrics"], status))

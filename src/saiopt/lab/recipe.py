@@ -156,7 +156,9 @@ def override(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
     """
     own = {k: v for k, v in settings.items() if not k.startswith("task.")}
     of_task = {k[5:]: v for k, v in settings.items() if k.startswith("task.")}
-    task = dataclasses.replace(recipe.task, **_parse(recipe.task, of_task, "task."))
+    task, changed = recipe.task, _parse(recipe.task, of_task, "task.")
+    if changed:
+        task = dataclasses.replace(task, **changed)
     return dataclasses.replace(recipe, task=task, **_parse(recipe, own, ""))
 
 

@@ -133,6 +133,8 @@ class Run:
             description["schedule"] = spec.schedule
         if spec.revision:
             description["revision"] = spec.revision
+        if spec.code:
+            description["code"] = spec.code
         if isinstance(self.recipe.task, Packaged):
             packages = self.recipe.task.packages
             description["packages"] = {name: version(name) for name in packages}

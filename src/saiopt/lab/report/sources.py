@@ -133,7 +133,7 @@ def find_sources(folders: Sequence[Path], runs_dir: Path) -> Found:
     sources, left_out = [], []
     for folder in dict.fromkeys(found):
         try:
-            sources.append(_source(folder))
+            sources.append(read_source(folder))
         except ValueError as error:
             left_out.append(str(error))
     if not sources:
@@ -184,13 +184,20 @@ def _environment(run: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _source(folder: Path) -> Source:
-    """Read a folder's main file, and see that it says what a report needs.
+def read_source(folder: Path, name: str | None = None) -> Source:
+    """Read a file of a folder, and see that it says what a reader needs.
+
+    Args:
+        folder: That a command has written.
+        name: Of the file; None for the folder's main one.
+
+    Returns:
+        The source.
 
     Raises:
         ValueError: If a file of the folder is damaged.
     """
-    name = _main_file(folder) or ""
+    name = name or main_file(folder) or ""
     source = Source(_FILES[name], folder, _read(folder / name))
     content, needed = source.content, _NEEDED[source.kind]
     missing = needed - (set(content) if isinstance(content, dict) else set())
@@ -205,12 +212,20 @@ def _source(folder: Path) -> Source:
 
 def _within(folder: Path) -> list[Path]:
     """Return a folder that a command has written, or all such folders in it."""
-    if _main_file(folder) is not None:
+    if main_file(folder) is not None:
         return [folder]
-    return [path for path in _subfolders(folder) if _main_file(path) is not None]
+    return [path for path in _subfolders(folder) if main_file(path) is not None]
 
 
-def _main_file(folder: Path) -> str | None:
+def main_file(folder: Path) -> str | None:
+    """Return the file that says what a folder is of, None of another folder.
+
+    Args:
+        folder: Any.
+
+    Returns:
+        The file's name.
+    """
     return next((name for name in _FILES if (folder / name).exists()), None)
 
 

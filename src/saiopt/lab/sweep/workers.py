@@ -16,6 +16,7 @@ import torch
 from saiopt.lab.atomic import full_disk
 from saiopt.lab.environment import numerics
 from saiopt.lab.outcome import carry_out, code_of
+from saiopt.lab.own.optimizer import optimizer_names
 from saiopt.lab.run_folder import RunFolderError
 from saiopt.lab.sweep.board import Board, Cell, open_storage
 from saiopt.lab.sweep.plan import Sweep
@@ -33,12 +34,15 @@ class Place:
         storage: URL of the sweep's database.
         device: Where to train.
         threads: CPU threads of each process.
+        own: References to the optimizers that the user brings, which other processes
+            must load for themselves.
     """
 
     runs_dir: Path
     storage: str
     device: torch.device
     threads: int
+    own: tuple[str, ...] = ()
 
     @property
     def locks(self) -> Path:
@@ -143,7 +147,7 @@ def _without_interrupts() -> Iterator[None]:
 
 def _started(
     sweeps: Sequence[Sweep], place: Place, count: int
-) -> Iterator[tuple[Connection, Any]]:
+) -> Iterator[tuple[Any, Any]]:
     context = multiprocessing.get_context("spawn")
     for _ in range(count):
         mine, theirs = context.Pipe(duplex=False)
@@ -177,6 +181,7 @@ def _work(sweeps: Sequence[Sweep], place: Place, mouth: Connection) -> None:
     def tell(sweep: Sweep, cell: Cell) -> None:
         mouth.send((sweeps.index(sweep), cell))
 
+    optimizer_names(list(place.own))
     try:
         work_off(sweeps, sweeps[0].recipe.task.load(), place, tell)
     except RunFolderError as error:
