@@ -41,6 +41,10 @@ def test_text_becomes_a_value_of_the_fields_kind(tiny: Recipe) -> None:
             r"schedule must be one of constant, .*, got sine; .* cosine\?",
         ),
         ({"micro_batches": "3"}, "batch_size must be a multiple of .* got 16 and 3"),
+        (
+            {"precision": "float16"},
+            r"precision must be one of float32, bfloat16, got float16; .* bfloat16\?",
+        ),
         ({"micro_batches": "0"}, "micro_batches must be at least 1, got 0"),
         ({"gradient_release": "1"}, "gradient_release must be true or false, got 1"),
         (

@@ -38,6 +38,8 @@ def test_whatever_changes_a_number_changes_the_name(tiny: Recipe) -> None:
                 "eval_every": "6",
                 "clip_norm": "2",
                 "decay_per_step": "0",
+                "precision": "bfloat16",
+                "compiled": "true",
                 "task.hidden_size": "8",
             }.items()
         ),

@@ -16,7 +16,7 @@ from saiopt.cli.training import (
     device_of,
     known_optimizers,
     recipe_of,
-    settings_of,
+    setting_grids,
 )
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ class Sweep(Training):
             }
         given = dict.fromkeys(names, lrs[0]) if lrs else {}
         centres = {run.optimizer: run.lr for run in plan(recipe, names, (0,), given)}
-        settings = settings_of(self)
-        if unknown := settings.keys() - set(names):
+        grids = setting_grids(self)
+        if unknown := grids.keys() - set(names):
             raise RefusalError(
                 must_be_known("optimizer in setting", min(unknown), names)
             )
@@ -149,9 +149,10 @@ class Sweep(Training):
                 self.seeds,
                 self.sampler,
                 trials if self.sampler == "tpe" else 0,
-                settings.get(name, {}),
+                settings,
             )
             for name in names
+            for settings in grids.get(name, [{}])
         ]
 
     def _place(self) -> "Place":

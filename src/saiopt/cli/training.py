@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias, TypeVar
@@ -175,6 +176,35 @@ def settings_of(options: Training) -> dict[str, dict[str, Any]]:
     }
     with refusing(ValueError):
         return read_settings(texts)
+
+
+def setting_grids(options: Training) -> dict[str, list[dict[str, Any]]]:
+    """Return all combinations of the settings that the user gives, some several times.
+
+    Args:
+        options: Of the command, whose optimizers are known.
+
+    Returns:
+        By optimizer, settings of one combination each.
+
+    Raises:
+        RefusalError: If one is bad.
+    """
+    from saiopt.lab.optimizers.settings import read_settings
+
+    texts: dict[str, list[str]] = {}
+    for each in options.setting:
+        [(name, text)] = pairs("setting", [each]).items()
+        texts.setdefault(own_name(name), []).append(text)
+    grids: dict[str, list[dict[str, Any]]] = {}
+    with refusing(ValueError):
+        for optimizer in dict.fromkeys(name.rpartition(".")[0] for name in texts):
+            its = {n: t for n, t in texts.items() if n.rpartition(".")[0] == optimizer}
+            grids[optimizer] = [
+                read_settings(dict(zip(its, each, strict=True)))[optimizer]
+                for each in itertools.product(*its.values())
+            ]
+    return grids
 
 
 def own_name(reference: str) -> str:

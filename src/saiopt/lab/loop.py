@@ -14,7 +14,7 @@ from torch import nn
 from saiopt.analysis.gsnr import GSNRProbe
 from saiopt.analysis.image_grid import write_grid
 from saiopt.lab import checkpoint
-from saiopt.lab.accumulation import accumulate
+from saiopt.lab.accumulation import accumulate, in_precision
 from saiopt.lab.draws import seed_of
 from saiopt.lab.environment import deterministic
 from saiopt.lab.optimizers import build_optimizer, set_mode, state_bytes
@@ -118,6 +118,8 @@ class _Session:
         self.ranks = ranks
         self.keep_weights = False
         self.model = self._build_model().to(device)
+        if run.recipe.compiled:
+            self.model.compile()
         self.spread = ranks.spread(self.model)
         self.optimizer = build_optimizer(
             run.optimizer,
@@ -177,6 +179,7 @@ class _Session:
             self.ranks.parts(self.recipe.batch_size, self.recipe.micro_batches),
             self.device,
             self.ranks,
+            self.recipe.precision,
         )
         line = {"step": self.step, "lr": lr, "loss": self.ranks.mean(loss)}
         if not self.recipe.gradient_release:
@@ -246,7 +249,8 @@ class _Session:
     def _evaluate(self) -> dict[str, float]:
         self.model.eval()
         set_mode(self.optimizer, training=False)
-        metrics = self.task.evaluate(self.model)
+        with in_precision(self.recipe.precision, self.device):
+            metrics = self.task.evaluate(self.model)
         self.ranks.forget(self.spread)
         self.folder.append({"step": self.step, "metrics": metrics})
         self.observe(Progress(self.run, self.step, None, metrics))

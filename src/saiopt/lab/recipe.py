@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from saiopt.lab.task import TaskConfig
 
 SCHEDULES = ("constant", "linear", "cosine", "step")
+PRECISIONS = ("float32", "bfloat16")
 _USUAL = ("sgdsai", "sgdsai-sqrt-numel", "adamw", "sgd", "sgdm-decoupled")
 _COUNTS = ("steps", "batch_size", "eval_every", "checkpoint_every", "micro_batches")
 # How text becomes a value, and what a message calls such a value.
@@ -62,6 +63,9 @@ class Recipe:
             their gradients added up. Several processes share them.
         gradient_release: Whether each parameter steps during the backward pass, as soon
             as its gradient is complete, which is then freed.
+        precision: ``"float32"``, or ``"bfloat16"`` for autocast in forward passes;
+            weights, gradients and the optimizer's state stay as they are.
+        compiled: Whether ``torch.compile`` compiles the model.
         optimizer: Name of the one that trains where none is asked for.
         size: ``"small"``, or ``"published"`` for what needs data and machines.
 
@@ -84,6 +88,8 @@ class Recipe:
     lrs: Mapping[str, float]
     micro_batches: int = 1
     gradient_release: bool = False
+    precision: str = "float32"
+    compiled: bool = False
     optimizer: str = "sgdsai"
     size: Literal["small", "published"] = "small"
 
@@ -107,6 +113,8 @@ class Recipe:
             )
         if self.schedule not in SCHEDULES:
             raise ValueError(must_be_known("schedule", self.schedule, SCHEDULES))
+        if self.precision not in PRECISIONS:
+            raise ValueError(must_be_known("precision", self.precision, PRECISIONS))
         if self.batch_size % self.micro_batches:
             raise ValueError(
                 "batch_size must be a multiple of micro_batches, got "

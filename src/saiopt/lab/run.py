@@ -23,7 +23,12 @@ _IRRELEVANT = (
 # What torch's generators take.
 _SEEDS = 2**63
 # Where a field has this value, a run is the same as before there was such a field.
-_ADDED_LATER = {"micro_batches": 1, "gradient_release": False}
+_ADDED_LATER = {
+    "micro_batches": 1,
+    "gradient_release": False,
+    "precision": "float32",
+    "compiled": False,
+}
 
 
 @dataclasses.dataclass(frozen=True)
