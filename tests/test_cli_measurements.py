@@ -30,6 +30,9 @@ from saiopt.cli import main
         ("bench --threads 0", "threads must be at least 1, got 0"),
         ("bench --plot bars.txt", "plot must end in .png, .svg, .pdf, got bars.txt"),
         ("bench --csv /dev/null/rows.csv", "csv must be a file that can be written"),
+        ("bench --csv nosuch/rows.csv", "csv must be .*, got nosuch/rows.csv"),
+        ("bench --plot nosuch/bars.png", "plot must be .*, got nosuch/bars.png"),
+        ("memory gpt3", "did you mean gpt2"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(command, sentence, capsys):
@@ -61,6 +64,32 @@ def test_memory_prints_a_table_for_each_model(capsys, monkeypatch):
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_memory_of_a_small_model_has_a_unit_that_suits_it(
+    capsys, monkeypatch, tmp_path
+):
+    (tmp_path / "small.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Linear(100, 100)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert main(["memory", "small:net", "--optimizers", "adamw"]) == 0
+    heading, row = capsys.readouterr().out.splitlines()[2:4]
+    assert heading.startswith("KiB")
+    assert "39.45" in row
+
+
+def test_a_narrow_terminal_gets_rows_as_lines_and_whole_numbers(capsys, monkeypatch):
+    command = ["memory", "gpt2-xl", "--optimizers", "adamw", "sgdm"]
+    numbers = {}
+    for width in ("40", "60", "200"):
+        monkeypatch.setenv("COLUMNS", width)
+        assert main(command) == 0
+        out = capsys.readouterr().out
+        assert "…" not in out
+        assert max(map(len, out.splitlines())) <= int(width)
+        numbers[width] = set(re.findall(r"\d+\.\d+", out))
+    assert numbers["40"] == numbers["60"] == numbers["200"]
+
+
 def test_memory_prints_nothing_but_json(capsys):
     arguments = "memory vit-s16 --optimizers sgdsai --state-dtype bfloat16 --json"
     assert main(arguments.split()) == 0
@@ -72,7 +101,7 @@ def test_memory_prints_nothing_but_json(capsys):
 
 
 def test_bench_prints_json_and_writes_rows_and_picture(capsys, tmp_path):
-    rows, bars = tmp_path / "new" / "rows.csv", tmp_path / "bars.png"
+    rows, bars = tmp_path / "rows.csv", tmp_path / "bars.png"
     threads = torch.get_num_threads()
     arguments = "bench --shapes tiny --rounds 1 --steps 2 --optimizers sgdm-loop --json"
     files = ["--csv", str(rows), "--plot", str(bars), "--threads", str(threads)]
@@ -84,13 +113,13 @@ def test_bench_prints_json_and_writes_rows_and_picture(capsys, tmp_path):
     assert bars.read_bytes().startswith(b"\x89PNG")
 
 
-def test_lr_proposes_a_learning_rate_and_names_the_swept_one(capsys):
+def test_lr_proposes_a_learning_rate_and_names_the_recipes_own(capsys):
     command = "lr resnet-digits --gradients 1 --known-lr 0.001 --threads 1"
     assert main(command.split()) == 0
     printed = capsys.readouterr().out
     assert "adamw at lr 0.001 first moves an entry of resnet-digits" in printed
-    assert "The best of a sweep was 0.01" in printed
+    assert "The recipe has 0.01 for it" in printed
     assert main([*command.split(), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["swept_lr"] == 0.01
+    assert found["recipe_lr"] == 0.01
     assert f"lr = {found['lr']:.2g}" in printed

@@ -2,8 +2,10 @@ import ast
 import re
 import subprocess
 import sys
-from importlib.metadata import requires
+from importlib.metadata import requires, version
 from pathlib import Path
+
+import pytest
 
 import saiopt
 
@@ -18,16 +20,36 @@ def modules_after(statement):
     return set(run.stdout.split())
 
 
-def test_importing_saiopt_loads_torch_and_nothing_heavy():
-    loaded = modules_after("import saiopt")
+def test_the_optimizer_needs_torch_and_nothing_heavy():
+    loaded = modules_after("from saiopt import SGDSaI")
     assert "saiopt.optimizer" in loaded
     assert not [name for name in HEAVY if name in loaded]
+
+
+@pytest.mark.parametrize("statement", ["import saiopt", "from saiopt import lab"])
+def test_what_is_not_asked_for_is_not_loaded(statement):
+    assert not {"torch", *HEAVY} & modules_after(statement)
+
+
+@pytest.mark.parametrize("name", [*saiopt.__all__, "lab", "analysis", "memory"])
+def test_every_public_name_can_be_had_from_the_package(name):
+    assert name in dir(saiopt)
+    assert getattr(saiopt, name) is not None
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert saiopt.__version__ == version("saiopt")
+
+
+def test_a_name_that_is_not_there_is_missing():
+    with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
+        saiopt.nosuch  # noqa: B018
 
 
 def test_importing_saiopt_brings_no_package_that_torch_does_not():
     roots = [
         {name.partition(".")[0] for name in modules_after(statement)}
-        for statement in ("import torch, torch.optim", "import saiopt")
+        for statement in ("import torch, torch.optim", "from saiopt import SGDSaI")
     ]
     assert roots[1] - roots[0] <= {"saiopt"}
 

@@ -1,11 +1,18 @@
+import contextlib
+import errno
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from saiopt.analysis.curves import plot_curves
 from saiopt.analysis.figure import figure, label_ends
 from saiopt.analysis.gsnr_plot import plot_gsnr
+from saiopt.analysis.heat_map import Panel
+from saiopt.analysis.matched_decay import plot_matched_decay
+from saiopt.analysis.step_times import StepTime, plot_step_times
 from saiopt.analysis.sweep_plot import plot_sweep
 
 
@@ -38,6 +45,89 @@ def test_the_same_curves_give_the_same_file(tmp_path: Path) -> None:
         plot_curves(curves, "title", "loss", [path])
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert paths[2].read_bytes().startswith(b"\x89PNG")
+
+
+def drawn_axes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Collect the axes of every figure."""
+    kept = []
+
+    @contextlib.contextmanager
+    def keeping(*arguments: Any, **sizes: Any) -> Iterator[Any]:
+        with figure(*arguments, **sizes) as (drawing, axes):
+            yield drawing, axes
+            kept.append(axes)
+
+    for module in ("curves", "step_times", "matched_decay"):
+        monkeypatch.setattr(f"saiopt.analysis.{module}.figure", keeping)
+    return kept
+
+
+def test_a_run_of_one_evaluation_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = drawn_axes(monkeypatch)
+    plot_curves({"adamw": [[(0, 2.3), (60, 0.4)]]}, "title", "loss", [])
+    [(axes,)] = kept
+    [line] = axes.lines
+    assert line.get_marker() == "o"
+    assert list(line.get_ydata()) == [2.3, 0.4]
+    low, high = axes.get_ylim()
+    assert low < 0.4 < 2.3 < high
+
+
+def test_a_far_beginning_leaves_room_for_what_differs_and_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = drawn_axes(monkeypatch)
+    plot_curves({"adamw": [[(0, 5.5), (10, 2.1), (20, 2.0)]]}, "title", "loss", [])
+    [(axes,)] = kept
+    assert axes.get_ylim()[1] < 2.2
+    assert "at 0: 5.5" in [text.get_text() for text in axes.texts]
+
+
+def test_a_bar_that_is_cut_is_the_longest_thing_in_the_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = drawn_axes(monkeypatch)
+    bars = [
+        StepTime("fast", True, (0.05, 0.08, 0.1), 0.2),
+        StepTime("unsteady", False, (0.3, 0.5, 1.7), 0.2),
+        StepTime("slow", False, (5.0, 5.9, 6.0), 0.2),
+    ]
+    plot_step_times(bars, "a · b · c", tmp_path / "bars.png")
+    [(axes,)] = kept
+    lengths = sorted(patch.get_width() for patch in axes.patches)
+    assert lengths[-1] == pytest.approx(1.7)
+    assert axes.get_xlim()[1] > lengths[-1]
+
+
+def test_optimizers_share_the_axis_of_what_they_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = drawn_axes(monkeypatch)
+    cells = [{(0.1, 0.1): 0.9, (0.1, 0.2): low} for low in (0.63, 0.95)]
+    panels = [Panel(f"o{i}", values, True) for i, values in enumerate(cells)]
+    plot_matched_decay(panels, "accuracy", "title", [])
+    [axes] = kept
+    assert axes[0].get_ylim() == axes[1].get_ylim()
+
+
+def test_a_picture_without_room_on_the_disk_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "plot.svg"
+    plot_curves({"adamw": [[(0, 2.3), (60, 0.4)]]}, "title", "loss", [path])
+    before = path.read_bytes()
+
+    def full(self: Path, content: bytes) -> None:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        plot_curves({"sgd": [[(0, 2.3), (60, 0.4)]]}, "title", "loss", [path])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_an_optimizer_that_diverged_at_once_leaves_the_picture_whole(

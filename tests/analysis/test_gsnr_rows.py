@@ -19,6 +19,18 @@ def test_the_table_shows_the_first_and_the_last_measurement() -> None:
     assert len(heading) == len(line)
 
 
+def test_a_narrow_table_puts_numbers_under_names_and_cuts_none() -> None:
+    rows = [GSNRRow("a.block.of.a.long.name", 10_000, s, 100.0 + s) for s in (0, 5)]
+    wide, narrow = (gsnr_table(rows, width).splitlines() for width in (200, 40))
+    assert narrow[::2] == ["block", "a.block.of.a.long.name"]
+    assert narrow[3].split() == wide[1].split()[1 : 1 + len(narrow[3].split())]
+    assert max(map(len, narrow)) <= 40
+
+
+def test_the_summary_of_nothing_finite_says_so() -> None:
+    assert "no gradient was finite" in gsnr_summary([GSNRRow("w", 4, 0, math.nan)])
+
+
 def test_the_summary_names_the_block_farthest_above_the_square_root() -> None:
     rows = [
         GSNRRow(block, 100, step, 10.0 * ratio)

@@ -1,4 +1,5 @@
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,8 +47,8 @@ def test_runs_are_planned_seed_by_seed_with_the_recipes_rates(tiny: Recipe) -> N
         (["adamw", "adamw"], [0], {}, "optimizers must be given each once, got adamw"),
         ([], [0], {}, "optimizers must be given each once, got none"),
         (["adamw"], [1, 1], {}, "seeds must be given each once, got 1 1"),
-        (["adamax"], [0], {}, r"optimizer must be one of sgdsai, .*, got adamax$"),
-        (["adamw"], [0], {"sgd": 1.0}, "lr must name one of adamw, got sgd"),
+        (["adamax"], [0], {}, r"got adamax; did you mean adam\?$"),
+        (["adamw"], [0], {"sgd": 1.0}, "optimizer in lr must be one of adamw, got sgd"),
         (["adamw"], [0], {"adamw": -1.0}, r"lr must be positive and finite, got -1\.0"),
     ],
 )
@@ -150,3 +151,22 @@ def test_the_table_fits_eighty_columns(tiny: Recipe, tmp_path: Path) -> None:
     assert len(lines) == 4, "no cell is wrapped"
     assert all(len(line.rstrip()) <= 80 for line in lines)
     assert "0.01" in lines[2]
+
+
+def test_a_comparison_says_what_keeps_it_from_being_an_answer(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    comparison, _ = carry(tiny, tmp_path, {"adamw": 0.01, "sgd": 1e-9})
+    seed, steps, idle = comparison.cautions
+    assert seed.startswith("One seed gives neither interval nor verdict")
+    assert steps.startswith("12 steps are few for a recipe of 1,800")
+    assert re.fullmatch("No better at the end than before the first .*sgd.", idle)
+    assert as_json(comparison)["cautions"] == comparison.cautions
+
+
+def test_a_full_comparison_has_nothing_against_it(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saiopt.lab.cautions.RECIPES", {"vit-digits": lambda: tiny})
+    comparison, _ = carry(tiny, tmp_path, {"adamw": 0.01}, (0, 1, 2))
+    assert comparison.cautions == []

@@ -52,6 +52,29 @@ def test_plain_lines_tell_evaluations_and_ends(runs: list[Run]) -> None:
     assert len(lines) == 4
 
 
+def test_a_resume_at_an_evaluation_says_no_loss_that_it_does_not_know(
+    runs: list[Run],
+) -> None:
+    screen = io.StringIO()
+    with display(runs, Console(file=screen, width=80)) as observe:
+        observe(Progress(runs[0], 8, status="started"))
+        observe(Progress(runs[0], 8, None, {"accuracy": 0.5, "loss": 1.0}))
+    line = screen.getvalue().splitlines()[1]
+    assert line == "adamw seed 0: step 8, validation accuracy 0.5000"
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_a_narrow_terminal_cuts_no_number(runs: list[Run], width: int) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=width, color_system=None)
+    with display(runs, console) as observe:
+        for progress in story(runs):
+            observe(progress)
+            observe._bars.refresh()
+    assert "…" not in screen.getvalue()
+    assert "10/12" in screen.getvalue()
+
+
 def test_a_terminal_keeps_a_line_for_every_ended_run(runs: list[Run]) -> None:
     screen = shown(runs, is_terminal=True)
     assert "adamw seed 0: validation accuracy 0.5000\n" in screen

@@ -1,5 +1,7 @@
 import pytest
 
+from saiopt.lab.compare import plan
+from saiopt.lab.ranks import Ranks
 from saiopt.lab.recipe import Recipe, override, usual_optimizers
 from saiopt.lab.recipes import RECIPES, get_recipe
 
@@ -34,8 +36,15 @@ def test_text_becomes_a_value_of_the_fields_kind(tiny: Recipe) -> None:
         ({"clip_norm": "inf"}, "clip_norm must be finite and at least 0, got inf"),
         ({"decay_per_step": "x"}, "decay_per_step must be a number, got x"),
         ({"warmup_fraction": "1"}, r"warmup_fraction must be in \[0, 1\), got 1.0"),
-        ({"schedule": "sine"}, "schedule must be one of constant, .*, got sine"),
+        (
+            {"schedule": "sine"},
+            r"schedule must be one of constant, .*, got sine; .* cosine\?",
+        ),
         ({"micro_batches": "3"}, "batch_size must be a multiple of .* got 16 and 3"),
+        (
+            {"precision": "float16"},
+            r"precision must be one of float32, bfloat16, got float16; .* bfloat16\?",
+        ),
         ({"micro_batches": "0"}, "micro_batches must be at least 1, got 0"),
         ({"gradient_release": "1"}, "gradient_release must be true or false, got 1"),
         (
@@ -46,10 +55,10 @@ def test_text_becomes_a_value_of_the_fields_kind(tiny: Recipe) -> None:
             {"gradient_release": "true", "clip_norm": "0", "micro_batches": "2"},
             "micro_batches must be 1 with gradient_release, .* got 2",
         ),
-        ({"name": "x"}, "set must name one of steps, .*, got name"),
+        ({"name": "x"}, "field in set must be one of steps, .*, got name.*"),
         (
             {"task.depth": "2"},
-            r"set must name one of task\.hidden_size.*got task\.depth",
+            r"field in set must be one of task\.hidden_size.*got task\.depth.*",
         ),
         (
             {"task.num_heads": "3"},
@@ -105,3 +114,32 @@ def test_the_recipes_keep_their_steps_of_warm_up() -> None:
         "sd-lora": 0,
         "llama2-7b-24gb": 300,
     }
+
+
+# Of its optimizer nobody has published a learning rate.
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"llama2-7b-24gb"}))
+def test_a_recipe_starts_as_shipped(name: str) -> None:
+    recipe = get_recipe(name)
+    assert plan(recipe, [recipe.optimizer], [0], {})[0].lr > 0
+
+
+@pytest.mark.parametrize("name", ["gpt2-openwebtext", "vit-s16-imagenet"])
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_a_published_size_is_shared_by_processes_in_parts_of_the_same_size(
+    name: str, count: int
+) -> None:
+    recipe = get_recipe(name)
+    assert recipe.batch_size % count == 0
+    parts = Ranks(0, count, "ddp").parts(recipe.batch_size, recipe.micro_batches)
+    largest = recipe.batch_size // recipe.micro_batches
+    assert recipe.batch_size // count / parts <= largest
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "micro", "parts"),
+    [(1, 12, 4, 4), (2, 12, 1, 1), (2, 12, 4, 2), (3, 12, 4, 2), (4, 20, 3, 1)],
+)
+def test_the_parts_of_a_share_are_equal_and_no_larger_than_those_of_the_batch(
+    count: int, batch: int, micro: int, parts: int
+) -> None:
+    assert Ranks(0, count, "ddp").parts(batch, micro) == parts

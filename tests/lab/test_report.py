@@ -1,5 +1,6 @@
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -80,10 +81,10 @@ def test_a_comparison_shows_its_numbers(runs_dir: Path) -> None:
 
 
 def test_the_runs_of_a_comparison_are_not_told_again(runs_dir: Path) -> None:
-    kinds = [source.kind for source in find_sources([], runs_dir)]
+    kinds = [source.kind for source in find_sources([], runs_dir).sources]
     assert kinds == ["comparison"]
     [folder] = runs_dir.glob("vit-digits-adamw-seed0-*")
-    assert [s.kind for s in find_sources([folder], runs_dir)] == ["run"]
+    assert [s.kind for s in find_sources([folder], runs_dir).sources] == ["run"]
     assert "single runs" in report(runs_dir, str(folder)).words
 
 
@@ -128,13 +129,15 @@ def test_runs_of_other_code_are_told_apart(
 
 
 def test_the_environment_is_that_of_the_runs(runs_dir: Path) -> None:
-    values = environments(find_sources([], runs_dir))
+    values = environments(find_sources([], runs_dir).sources)
     assert values["torch"] == [torch.__version__]
     [folder] = runs_dir.glob("vit-digits-adamw-seed0-*")
     path = folder / "environment.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "torch": "0.1"}))
-    values = environments(find_sources([], runs_dir))
-    assert values["torch"] == [torch.__version__, "0.1"]
+    values = environments(find_sources([], runs_dir).sources)
+    several = [text.partition(" (")[0] for text in values["torch"]]
+    assert several == [torch.__version__, "0.1"]
+    assert values["torch"][1] == f"0.1 (1 run, such as {folder.name})"
 
 
 def test_a_sweep_that_is_not_finished_says_so(tmp_path: Path) -> None:
@@ -148,7 +151,7 @@ def test_a_sweep_that_is_not_finished_says_so(tmp_path: Path) -> None:
         "seeds": [0],
         "sampler": "grid",
     }
-    _, html = sweep_section(Source("sweep", tmp_path, content), "p")
+    html = sweep_section(Source("sweep", tmp_path, content), "p")
     assert "sgd: 3 of 4 cells were not finished" in html
     assert html.count("not finished") == 1
 
@@ -186,13 +189,93 @@ def test_nothing_to_report_is_refused(
     assert re.fullmatch(f"saiopt: {sentence}.*\n", capsys.readouterr().err)
 
 
-def test_a_damaged_file_is_named(
-    runs_dir: Path, capsys: pytest.CaptureFixture[str]
+DAMAGES: list[Callable[[Path], object]] = [
+    lambda run: (run / "result.json").write_text("{"),
+    lambda run: (run / "result.json").write_text("{}"),
+    lambda run: (run / "result.json").write_text("[]"),
+    lambda run: (run / "result.json").write_text(
+        '{"status": 1, "step": 1, "metrics": 3, "total_seconds": 1}'
+    ),
+    lambda run: (run / "recipe.json").write_text("{"),
+    lambda run: (run / "recipe.json").write_text('{"recipe": 3}'),
+    lambda run: (run / "environment.json").write_text("{"),
+    lambda run: (run / "log.jsonl").write_text('{"step": 0, "metrics": {}}\n{"st'),
+    lambda run: (run / "log.jsonl").unlink(),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_what_is_damaged_is_left_out_and_told(
+    damage: Callable[[Path], object],
+    tiny: Recipe,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "runs"
+    for seed in (0, 1):
+        run = Run(tiny, "sgd", 0.1, seed)
+        carry_out(run, prepare([run]), folder, CPU, lambda _: None)
+    [broken] = folder.glob("*-seed1-*")
+    damage(broken)
+    page = report(folder)
+    told = capsys.readouterr().out
+    assert told.count("Left out: ") == page.words.count("Left out: ") == 1
+    assert broken.name in told
+    assert "seed" in page.words
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"recipe": 1, "metric": 2}', "[]"])
+def test_a_damaged_comparison_leaves_its_runs_to_be_reported(
+    content: str, runs_dir: Path
 ) -> None:
     [path] = runs_dir.glob("compare-*/comparison.json")
-    path.write_text("{")
-    assert main(["report", "--runs-dir", str(runs_dir)]) == 2
-    assert str(path) in capsys.readouterr().err
+    path.write_text(content)
+    assert path.parent.name in report(runs_dir).words
+    assert "single runs" in report(runs_dir).words
+
+
+def test_a_comparison_with_a_row_of_another_form_is_left_out(runs_dir: Path) -> None:
+    [path] = runs_dir.glob("compare-*/comparison.json")
+    content = json.loads(path.read_text())
+    del content["rows"][0]["metric"]
+    path.write_text(json.dumps(content))
+    run = next(runs_dir.glob("vit-*"))
+    words = report(runs_dir.parent, str(runs_dir), str(run)).words
+    assert "is not as a command writes it" in words
+
+
+def test_comparisons_of_one_recipe_are_told_apart(tiny: Recipe, runs_dir: Path) -> None:
+    shorter = override(tiny, {"steps": "6"})
+    runs = plan(shorter, ["adamw", "sgd"], (0, 1), {"adamw": 0.01, "sgd": 1e30})
+    compare(runs, prepare(runs), runs_dir, CPU, lambda _: None)
+    words = report(runs_dir).words
+    for steps in (6, 12):
+        assert f"vit-digits: comparison, steps {steps}" in words
+        assert f"steps {steps}, batch size 16" in words
+    assert re.search(r"finished \d{4}-\d\d-\d\d \d\d:\d\d", words)
+
+
+def test_runs_folders_of_several_machines_are_one_report(
+    tiny: Recipe, tmp_path: Path
+) -> None:
+    for name, seed in (("m1", 0), ("m2", 1)):
+        run = Run(tiny, "sgd", 0.1, seed)
+        carry_out(run, prepare([run]), tmp_path / name, CPU, lambda _: None)
+    [origin] = (tmp_path / "m2").glob("*/environment.json")
+    made = json.loads(origin.read_text())
+    origin.write_text(json.dumps({**made, "hardware": "another processor"}))
+    words = report(tmp_path, str(tmp_path / "m1"), str(tmp_path / "m2")).words
+    assert "another processor (1 run, such as vit-digits-sgd-seed1" in words
+    assert "2 single runs" in words
+
+
+def test_a_report_says_that_it_replaces_another(
+    runs_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report(runs_dir)
+    assert "in place of" not in capsys.readouterr().out
+    report(runs_dir)
+    assert "report.html, in place of the one before" in capsys.readouterr().out
 
 
 def test_an_output_that_cannot_be_written_is_named(

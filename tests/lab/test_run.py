@@ -38,6 +38,8 @@ def test_whatever_changes_a_number_changes_the_name(tiny: Recipe) -> None:
                 "eval_every": "6",
                 "clip_norm": "2",
                 "decay_per_step": "0",
+                "precision": "bfloat16",
+                "compiled": "true",
                 "task.hidden_size": "8",
             }.items()
         ),
@@ -104,7 +106,7 @@ def test_adam_has_no_decay_where_none_is_given(tiny: Recipe) -> None:
         ({"lr": float("nan")}, "lr must be positive and finite, got nan"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"gsnr_every": -1}, "gsnr_every must be at least 0, got -1"),
-        ({"optimizer": "adamax"}, "optimizer must be one of .*, got adamax"),
+        ({"optimizer": "adamax"}, "optimizer must be one of .*, got adamax.*"),
     ],
 )
 def test_a_bad_argument_is_refused(

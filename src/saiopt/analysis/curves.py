@@ -1,11 +1,19 @@
 """Picture of a metric against the step, one colour per optimizer."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saiopt.analysis.figure import COLORS, figure, label_ends
 
-Curve = Sequence[tuple[int, float]]
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Curve = Sequence[tuple[float, float]]
+# A line of so few points shows where they are.
+_FEW = 10
 
 
 def plot_curves(
@@ -13,38 +21,67 @@ def plot_curves(
     title: str,
     label: str,
     paths: Sequence[Path],
+    across: str = "step",
 ) -> None:
     """Draw every seed thin and the mean over seeds thick, named at its end.
 
-    The value before the first step is left out: it is the same for all and would
-    squeeze what differs. A curve of a diverged run ends where it diverged.
+    The vertical axis covers what training has reached. Where the value before the first
+    step is far from that, the curves come from beyond the axis, and the value is
+    written there. A curve of a diverged run ends where it diverged.
 
     Args:
         curves: By optimizer, one curve of steps and values per seed.
         title: Heading.
         label: The metric with its unit.
         paths: Files to write.
+        across: The horizontal axis with its unit.
     """
     with figure(paths) as (drawing, (axes,)):
         ends = []
         for color, (optimizer, seeds) in zip(
             _endless_colors(len(curves)), curves.items(), strict=True
         ):
-            trained = [[point for point in seed if point[0] > 0] for seed in seeds]
-            mean = mean_curve(trained)
-            if len(trained) > 1:
-                for seed in trained:
+            mean = mean_curve(seeds)
+            if len(seeds) > 1:
+                for seed in seeds:
                     axes.plot(*_columns(seed), color=color, lw=0.7, alpha=0.5)
-            axes.plot(*_columns(mean), color=color, lw=2)
+            marker = "o" if len(mean) <= _FEW else None
+            axes.plot(*_columns(mean), color=color, lw=2, marker=marker, ms=4)
             if mean:
                 ends.append((*mean[-1], f"{optimizer}  {mean[-1][1]:.3f}", color))
-        axes.set(xlabel="step", ylabel=label, title=title)
+        axes.set(xlabel=across, ylabel=label, title=title)
         axes.set_xlim(left=0)
+        _limit(axes, [seed for seeds in curves.values() for seed in seeds])
         drawing.draw_without_rendering()
         label_ends(axes, ends)
 
 
-def mean_curve(seeds: Sequence[Curve]) -> list[tuple[int, float]]:
+def _limit(axes: Axes, seeds: Sequence[Curve]) -> None:
+    """Leave out of the vertical axis where curves begin, if that is far away."""
+    begun = [value for seed in seeds for at, value in seed if at == 0]
+    reached = [value for seed in seeds for at, value in seed if at > 0]
+    if not begun or len(set(reached)) < 2:
+        return
+    low, high = min(reached), max(reached)
+    span = high - low
+    if min(begun) >= low - span and max(begun) <= high + span:
+        return
+    margin = 0.06 * span
+    axes.set_ylim(low - margin, high + margin)
+    far = min(begun) if min(begun) < low else max(begun)
+    axes.annotate(
+        f"at 0: {far:.3g}",
+        (0, 0 if far < low else 1),
+        xycoords="axes fraction",
+        xytext=(4, 3 if far < low else -3),
+        textcoords="offset points",
+        va="bottom" if far < low else "top",
+        color="#666666",
+        fontsize=8.5,
+    )
+
+
+def mean_curve(seeds: Sequence[Curve]) -> list[tuple[float, float]]:
     """Average over seeds at the steps that all of them reached.
 
     Args:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,7 +74,25 @@ def figure(
         for path in paths:
             # Dates in the file would make equal pictures differ.
             metadata = {"Date": None} if path.suffix == ".svg" else None
-            drawing.savefig(path, metadata=metadata)
+            drawn = io.BytesIO()
+            drawing.savefig(drawn, format=path.suffix[1:], metadata=metadata)
+            write_whole(path, drawn.getvalue())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a picture, or leave what was there where the disk has no room for it.
+
+    Args:
+        path: File to write.
+        content: Its bytes.
+    """
+    begun = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        begun.write_bytes(content)
+        begun.replace(path)
+    except OSError:
+        begun.unlink(missing_ok=True)
+        raise
 
 
 def label_ends(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:

@@ -1,9 +1,10 @@
 """Measurements of g-SNR, and what a reader sees of them."""
 
 import dataclasses
+import itertools
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +53,13 @@ def ratio_courses(rows: Iterable[GSNRRow]) -> dict[str, list[tuple[int, float]]]
     }
 
 
-def gsnr_table(rows: Iterable[GSNRRow]) -> str:
+def gsnr_table(rows: Iterable[GSNRRow], width: float = math.inf) -> str:
     """Write the first and last measurement of every block as text.
 
     Args:
         rows: In the order of their steps.
+        width: Characters of a line. Where names and numbers do not fit side by side,
+            the numbers get lines of their own, and the last columns go.
 
     Returns:
         A heading and one line per block, columns as wide as they need to be.
@@ -84,9 +87,22 @@ def gsnr_table(rows: Iterable[GSNRRow]) -> str:
             )
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if sum(widths) + 2 * len(widths) - 2 > width:
+        return _in_two_lines(lines, widths[1:], width)
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
         for line in lines
+    )
+
+
+def _in_two_lines(
+    lines: Sequence[Sequence[str]], widths: Sequence[int], width: float
+) -> str:
+    ends = itertools.accumulate(2 + each for each in widths)
+    widths = [each for each, end in zip(widths, ends, strict=True) if end <= width]
+    return "\n".join(
+        f"{name}\n  {'  '.join(map(str.rjust, numbers, widths))}"
+        for name, *numbers in lines
     )
 
 
@@ -94,12 +110,14 @@ def gsnr_summary(rows: Iterable[GSNRRow]) -> str:
     """Say in one line how far g-SNR is from √n.
 
     Args:
-        rows: With at least one finite ratio.
+        rows: Of any blocks and steps.
 
     Returns:
         The median and the largest ratio over all blocks and steps.
     """
     finite = [row for row in rows if math.isfinite(row.ratio)]
+    if not finite:
+        return "g-SNR/√n: no gradient was finite and not zero"
     largest = max(finite, key=lambda row: row.ratio)
     median = statistics.median(row.ratio for row in finite)
     return (

@@ -66,8 +66,8 @@ def plot_heat_maps(
     columns = len(rows[0])
     if len(rows) == 1:
         columns = min(columns, _COLUMNS)
-    limits = [_limits([p for p in row if p is not None]) for row in rows]
-    places = [(p, limit) for row, limit in zip(rows, limits, strict=True) for p in row]
+    spans = [limits([p for p in row if p is not None]) for row in rows]
+    places = [(p, span) for row, span in zip(rows, spans, strict=True) for p in row]
     places += [(None, (0.0, 1.0))] * (-len(places) % columns)
     height = max(len({d for _, d in p.cells}) for p, _ in places if p and p.cells)
     grids = [p for p, _ in places if p and p.cells and p.is_grid]
@@ -88,8 +88,15 @@ def plot_heat_maps(
             axes.set(xlabel="learning rate", ylabel="weight decay")
 
 
-def _limits(panels: Sequence[Panel]) -> tuple[float, float]:
-    """Span colours from the best value to one that leaves out the worst fifth."""
+def limits(panels: Sequence[Panel]) -> tuple[float, float]:
+    """Span what is told apart, from the best value to one above the worst fifth.
+
+    Args:
+        panels: Of equal metric.
+
+    Returns:
+        The lower and the upper end.
+    """
     values = sorted(value for panel in panels for value in panel.finite.values())
     if len(values) < 2 or values[0] == values[-1]:
         return (0.0, 1.0) if not values else (values[0] - 1, values[0] + 1)
@@ -99,7 +106,7 @@ def _limits(panels: Sequence[Panel]) -> tuple[float, float]:
     return values[0], max(fifths[-1], values[0] + 1e-9)
 
 
-def _draw_grid(axes: Axes, panel: Panel, limits: tuple[float, float]) -> None:
+def _draw_grid(axes: Axes, panel: Panel, span: tuple[float, float]) -> None:
     from matplotlib.patches import Rectangle
 
     lrs, decays = (sorted(set(axis)) for axis in zip(*panel.cells, strict=True))
@@ -111,13 +118,13 @@ def _draw_grid(axes: Axes, panel: Panel, limits: tuple[float, float]) -> None:
                 Rectangle((x, y), 1, 1, fc=_DIVERGED, ec="#999999", hatch="////", lw=0)
             )
             continue
-        shade = _shade(value, limits, panel.higher_is_better)
+        shade = _shade(value, span, panel.higher_is_better)
         axes.add_patch(Rectangle((x, y), 1, 1, fc=_color(shade), ec="white"))
         text = {"ha": "center", "va": "center", "fontsize": 8}
         weight = "bold" if is_best else "normal"
         color = "white" if shade > 0.55 else "#222222"
         axes.text(
-            x + 0.5, y + 0.5, _short(value, limits), color=color, weight=weight, **text
+            x + 0.5, y + 0.5, _short(value, span), color=color, weight=weight, **text
         )
     if panel.best is not None:
         x, y = lrs.index(panel.best[0]) - 0.5, decays.index(panel.best[1]) - 0.5
@@ -129,23 +136,23 @@ def _draw_grid(axes: Axes, panel: Panel, limits: tuple[float, float]) -> None:
     axes.grid(visible=False)
 
 
-def _draw_points(axes: Axes, panel: Panel, limits: tuple[float, float]) -> None:
+def _draw_points(axes: Axes, panel: Panel, span: tuple[float, float]) -> None:
     for (lr, decay), value in panel.cells.items():
         if value is None:
             axes.plot(lr, decay, "x", color="#999999", ms=6)
             continue
-        color = _color(_shade(value, limits, panel.higher_is_better))
+        color = _color(_shade(value, span, panel.higher_is_better))
         axes.plot(lr, decay, "o", color=color, mec="#999999", mew=0.5, ms=7)
     if panel.best is not None:
         axes.plot(*panel.best, "o", ms=11, mfc="none", mec="#D55E00", mew=2)
-        value = _short(panel.finite[panel.best], limits)
+        value = _short(panel.finite[panel.best], span)
         axes.set_title(value, loc="right", fontsize=9, color="#D55E00")
     axes.set(xscale="log", yscale="log")
 
 
-def _shade(value: float, limits: tuple[float, float], higher: bool) -> float:
+def _shade(value: float, span: tuple[float, float], higher: bool) -> float:
     """Return 0 for the worst that is told apart and 1 for the best."""
-    low, high = limits
+    low, high = span
     share = min(max((value - low) / (high - low), 0.0), 1.0)
     return share if higher else 1 - share
 
@@ -155,7 +162,7 @@ def _color(shade: float) -> tuple[float, float, float]:
     return tuple(1 - shade * (1 - c / 255) for c in (0, 0x72, 0xB2))  # pyright: ignore[reportReturnType]
 
 
-def _short(value: float, limits: tuple[float, float]) -> str:
+def _short(value: float, span: tuple[float, float]) -> str:
     """Write three digits of the largest value, and as many decimals of all others."""
-    leading = math.floor(math.log10(max(map(abs, limits)) or 1))
+    leading = math.floor(math.log10(max(map(abs, span)) or 1))
     return f"{value:.{min(max(2 - leading, 0), 3)}f}"

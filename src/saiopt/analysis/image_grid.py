@@ -1,9 +1,12 @@
 """A picture of many small images."""
 
+import io
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from saiopt.analysis.figure import write_whole
 
 _GAP = 8
 _SMALLEST_SIDE = 64
@@ -30,4 +33,6 @@ def write_grid(path: Path, images: Tensor) -> None:
     )
     joined = torch.nn.functional.pad(joined, (0, 0, _GAP, 0, _GAP, 0), value=1.0)
     pixels = joined.clamp(0, 1).mul(255).round().byte().cpu().numpy()
-    Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels).save(path, "PNG")
+    drawn = io.BytesIO()
+    Image.fromarray(pixels.squeeze(-1) if channels == 1 else pixels).save(drawn, "PNG")
+    write_whole(path, drawn.getvalue())

@@ -1,10 +1,16 @@
 """Picture of a metric against the decay per step, η·λ."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from saiopt.analysis.figure import figure
-from saiopt.analysis.heat_map import Panel
+from saiopt.analysis.heat_map import Panel, limits
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLUMNS = 4
 
@@ -15,7 +21,8 @@ def plot_matched_decay(
     """Draw one panel per optimizer and one curve per learning rate.
 
     Where good cells share η·λ, the curves peak above each other. Diverged cells are
-    left out, and so are cells without decay.
+    left out, and so are cells without decay. All panels share their vertical axis, of
+    which the worst fifth of all values is left out.
 
     Args:
         panels: Grids of equal metric.
@@ -46,8 +53,11 @@ def plot_matched_decay(
                 )
             axes.set_title(panel.title, fontsize=10)
             axes.set(xscale="log", xlabel="decay per step, lr·weight decay")
+            if axes is not all_axes[0]:
+                axes.sharey(all_axes[0])
         for axes in all_axes[len(panels) :]:
             axes.set_axis_off()
+        _limit(all_axes[0], panels)
         all_axes[0].set_ylabel(label)
         drawing.legend(
             *all_axes[0].get_legend_handles_labels(),
@@ -55,3 +65,9 @@ def plot_matched_decay(
             title="learning rate",
             frameon=False,
         )
+
+
+def _limit(axes: Axes, panels: Sequence[Panel]) -> None:
+    low, high = limits(panels)
+    margin = 0.06 * (high - low)
+    axes.set_ylim(low - margin, high + margin)

@@ -39,7 +39,7 @@ def plot_step_times(bars: Sequence[StepTime], title: str, path: Path) -> None:
 
     Each bar ends at the median; the whisker spans the quartiles, and the short line is
     the optimizer's own floor. Bars much longer than the shortest are cut, so that
-    the others can be compared.
+    the others can be compared; they end where nothing that is drawn whole reaches.
 
     Args:
         bars: at least one, from top to bottom.
@@ -54,7 +54,9 @@ def plot_step_times(bars: Sequence[StepTime], title: str, path: Path) -> None:
 
 def _draw(axes: Axes, bars: Sequence[StepTime]) -> None:
     places = range(len(bars))
-    limit = _LONGEST * min(bar.quartiles[1] for bar in bars)
+    longest = _LONGEST * min(bar.quartiles[1] for bar in bars)
+    whole = [bar for bar in bars if bar.quartiles[1] <= longest]
+    limit = max([longest, *(max(bar.quartiles[2], bar.floor) for bar in whole)])
     low, medians, high = zip(*(_cut(bar.quartiles, limit) for bar in bars), strict=True)
     spread = (
         [m - q for m, q in zip(medians, low, strict=True)],
@@ -72,12 +74,15 @@ def _draw(axes: Axes, bars: Sequence[StepTime]) -> None:
     lines = axes.vlines(
         floors, [p - 0.42 for p in places], [p + 0.42 for p in places], COLORS[1]
     )
-    lines.set_label("floor: every byte moved once")
+    lines.set_label(
+        "floor: every byte moved once, at memory's speed;\n"
+        "steps of what fits the cache can be faster"
+    )
     axes.set_yticks(places, [bar.label for bar in bars])
     _write_medians(axes, bars, high, limit)
     axes.set_xlabel("milliseconds per step (median, whiskers: quartiles)")
     axes.margins(x=0.08, y=0.01)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, 1.1 * max(*high, *floors))
     axes.spines["left"].set_visible(False)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
@@ -93,10 +98,12 @@ def _write_medians(
         text = f"{median:.0f}" if median >= 10 else f"{median:.2g}"
         axes.annotate(
             text,
-            (max(end, bar.floor), place),
+            (end, place),
             xytext=(4, 0),
             textcoords="offset points",
             va="center",
+            # The floor of a short bar may lie behind its number.
+            bbox={"boxstyle": "square,pad=0.1", "fc": "white", "ec": "none"},
         )
         if median > limit:
             axes.text(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from saiopt.choices import require_known
 from saiopt.memory.report import DTYPES
 
 from .candidates import Candidate, candidates
@@ -38,13 +39,8 @@ class Plan:
     def __post_init__(self) -> None:
         known = candidates()
         for name in self.optimizers:
-            if name not in known:
-                names = ", ".join(known)
-                raise ValueError(f"optimizers must be one of {names}, got {name}")
-        if self.dtype not in DTYPES:
-            raise ValueError(
-                f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype}"
-            )
+            require_known("optimizers", name, known)
+        require_known("dtype", self.dtype, DTYPES)
         for name in ("rounds", "steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")

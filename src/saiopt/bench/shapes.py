@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from saiopt.choices import asking
 from saiopt.memory.models import KNOWN_MODELS, build_model
 
 TINY = "tiny"
@@ -35,7 +36,7 @@ def skeleton(shapes: str) -> nn.Module:
         known = ", ".join((TINY, *KNOWN_MODELS))
         raise ValueError(
             f"shapes must be one of {known}, a Hugging Face config.json or "
-            f"package.module:callable, got {shapes}"
+            f"package.module:callable, got {asking(shapes, (TINY, *KNOWN_MODELS))}"
         ) from error
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from saiopt.cli.output import new_console, print_json
+from saiopt.cli.output import new_console, print_item, print_json
 from saiopt.cli.refusal import RefusalError, refusing
 
 _PICTURES = (".png", ".svg", ".pdf")
@@ -79,7 +79,7 @@ class Bench:
             return
         console = new_console()
         for item in renderables(rows):
-            console.print(item)
+            print_item(console, item)
 
     def _check_files(self) -> None:
         """See that the results can be written, before minutes are spent on them."""
@@ -91,7 +91,6 @@ class Bench:
             if path is None:
                 continue
             try:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 path.open("ab").close()
             except OSError:
                 raise RefusalError(

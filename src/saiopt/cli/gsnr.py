@@ -1,13 +1,14 @@
 """``saiopt gsnr``."""
 
 import dataclasses
+import math
 from typing import Annotated
 
 from tyro.conf import arg
 
 from saiopt.cli.output import new_console, print_json
 from saiopt.cli.refusal import RefusalError, refusing
-from saiopt.cli.training import Training, carry_out_all, single_run
+from saiopt.cli.training import Training, carry_out_all, refuse_diverged, single_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Gsnr(Training):
         optimizer: What the model is trained with.
         seed: Of initial weights and data order.
         lr: Peak learning rate.
+        weight_decay: Of the optimizer.
         every: Steps between measurements.
     """
 
@@ -28,13 +30,20 @@ class Gsnr(Training):
     lr: Annotated[
         float | None, arg(metavar="LR", help_behavior_hint="(default: the recipe's)")
     ] = None
+    weight_decay: Annotated[
+        float | None,
+        arg(
+            metavar="WD",
+            help_behavior_hint="(default: the recipe's decay per step, over lr)",
+        ),
+    ] = None
     every: Annotated[int, arg(metavar="N")] = 50
 
     def __call__(self) -> None:
         """Train, measure and print the table."""
         if self.every < 1:
             raise RefusalError(f"every must be at least 1, got {self.every}")
-        run = single_run(self, self.optimizer, self.seed, self.lr)
+        run = single_run(self, self.optimizer, self.seed, self.lr, self.weight_decay)
         from saiopt.analysis.gsnr_rows import gsnr_summary, gsnr_table
         from saiopt.lab.gsnr import measure_gsnr, rows_as_json
 
@@ -45,10 +54,13 @@ class Gsnr(Training):
         )
         if self.json:
             print_json(rows_as_json(measured.rows))
-            return
-        console = new_console()
-        console.print()
-        console.print(gsnr_table(measured.rows), highlight=False, soft_wrap=True)
-        console.print()
-        console.print(gsnr_summary(measured.rows), soft_wrap=True)
-        console.print(f"Plot and rows: {measured.folder}/", soft_wrap=True)
+        else:
+            console = new_console()
+            # A log has lines of any length.
+            width = console.width if console.is_terminal else math.inf
+            console.print()
+            console.print(gsnr_table(measured.rows, width), soft_wrap=True)
+            console.print()
+            console.print(gsnr_summary(measured.rows), soft_wrap=True)
+            console.print(f"Plot and rows: {measured.folder}/", soft_wrap=True)
+        refuse_diverged([measured.outcome])

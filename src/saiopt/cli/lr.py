@@ -7,7 +7,7 @@ from tyro.conf import arg
 
 from saiopt.cli.output import new_console, print_json
 from saiopt.cli.refusal import refusing
-from saiopt.cli.training import Choice, device_of, recipe_of
+from saiopt.cli.training import Choice, device_of, known_optimizers, recipe_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +47,13 @@ class Lr(Choice):
         )
         from saiopt.lab.run import Run
 
-        names = (self.optimizer, self.known)
+        names = known_optimizers([self.optimizer, self.known])
+        optimizer, known = names
         with refusing(ValueError, FileNotFoundError):
             known_lr = self.known_lr
             if known_lr is None:
-                known_lr = known_lr_of(recipe, self.known)
-            require_rule(*names, known_lr, self.gradients)
+                known_lr = known_lr_of(recipe, known)
+            require_rule(optimizer, known, known_lr, self.gradients)
             # Gradients are compared, not freed.
             whole = dataclasses.replace(recipe, gradient_release=False)
             task = prepare([Run(whole, name, known_lr, self.seed) for name in names])
@@ -60,16 +61,16 @@ class Lr(Choice):
             found = propose(
                 recipe,
                 task,
-                self.optimizer,
-                self.known,
+                optimizer,
+                known,
                 known_lr,
                 device,
                 seed=self.seed,
                 gradients=self.gradients,
             )
-        swept = recipe.lrs.get(self.optimizer)
+        own = recipe.lrs.get(optimizer)
         if self.json:
-            print_json({**dataclasses.asdict(found), "swept_lr": swept})
+            print_json({**dataclasses.asdict(found), "recipe_lr": own})
             return
         console = new_console()
         console.print(
@@ -79,6 +80,7 @@ class Lr(Choice):
             soft_wrap=True,
         )
         console.print(f"\n  lr = {found.lr:.2g}\n")
-        if swept is not None:
-            factor = found.lr / swept
-            console.print(f"The best of a sweep was {swept:g}: a factor {factor:.2g}.")
+        if own is not None:
+            console.print(
+                f"The recipe has {own:g} for it: a factor {found.lr / own:.2g}."
+            )

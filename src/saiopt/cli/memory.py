@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from saiopt.cli.output import new_console, print_json
+from saiopt.cli.output import new_console, print_item, print_json
 from saiopt.cli.refusal import refusing
 
 
@@ -62,4 +62,4 @@ class Memory:
             return
         console = new_console()
         for item in renderables(reports):
-            console.print(item)
+            print_item(console, item)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from saiopt.cli.output import new_console, print_json
+from saiopt.cli.output import new_console, print_json, print_table
 from saiopt.cli.refusal import RefusalError, refusing, require_writable
 
 if TYPE_CHECKING:
@@ -76,14 +76,12 @@ class Perceptron:
             return
         console = new_console()
         console.print()
-        console.print(exponent_table(fits))
+        print_table(console, exponent_table(fits))
         if unfitted := unfitted_text(fits, self.max_events):
             console.print(f"\n{unfitted}")
         console.print(f"\nPlot, exponents and rows: {cells.folder}/", soft_wrap=True)
 
     def _train(self, settings: "Settings") -> "tuple[Cells, list[Row]]":
-        from rich.console import Console
-
         from saiopt.lab.noise.counting import counting
         from saiopt.lab.noise.perceptron import open_cells, plan, train_cells
         from saiopt.lab.run_folder import RunFolderError
@@ -101,7 +99,7 @@ class Perceptron:
         folder = open_cells(settings, self.runs_dir)
         with (
             refusing(RunFolderError),
-            counting(len(cells), "runs", Console(stderr=self.json)) as count,
+            counting(len(cells), "runs", new_console(stderr=self.json)) as count,
         ):
             rows = train_cells(
                 settings,

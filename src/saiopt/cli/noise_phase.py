@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from saiopt.cli.output import new_console, print_json
+from saiopt.cli.output import new_console, print_json, print_table
 from saiopt.cli.refusal import refusing, require_writable
 from saiopt.cli.training import device_of
 
@@ -76,7 +76,7 @@ class Phase:
     runs_dir: Annotated[Path, arg(metavar="FOLDER")] = Path("runs")
     device: Annotated[
         Literal["cpu", "cuda"] | None,
-        arg(help_behavior_hint="(default: cuda if there is one)"),
+        arg(metavar="cpu|cuda", help_behavior_hint="(default: cuda if there is one)"),
     ] = None
     threads: Annotated[
         int | None, arg(metavar="N", help_behavior_hint="(default: torch's choice)")
@@ -123,10 +123,10 @@ class Phase:
             return
         console = new_console()
         console.print()
-        console.print(phase_table(findings))
+        print_table(console, phase_table(findings))
         if findings.kernel is not None:
             console.print(f"\n{kernel_text(findings.kernel)}\n")
-            console.print(kernel_table(findings.kernel))
+            print_table(console, kernel_table(findings.kernel))
         if findings.ways is not None:
             console.print(f"\n{ways_text(findings.ways)}")
         for text in (lost_text(findings), trust_text(findings, settings.depth)):
@@ -134,8 +134,6 @@ class Phase:
         console.print(f"\nHeat maps and findings: {folder}/", soft_wrap=True)
 
     def _train(self, settings: "Settings") -> "tuple[Cells, list[Row]]":
-        from rich.console import Console
-
         from saiopt.lab.noise.counting import counting
         from saiopt.lab.noise.parity import load_images
         from saiopt.lab.noise.phase import (
@@ -162,7 +160,7 @@ class Phase:
         folder = open_cells(settings, images, self.runs_dir, device)
         with (
             refusing(RunFolderError),
-            counting(len(cells), "networks", Console(stderr=self.json)) as count,
+            counting(len(cells), "networks", new_console(stderr=self.json)) as count,
         ):
             rows = train_cells(
                 settings,

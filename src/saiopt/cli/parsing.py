@@ -12,9 +12,13 @@ from saiopt.cli.gsnr import Gsnr
 from saiopt.cli.lr import Lr
 from saiopt.cli.memory import Memory
 from saiopt.cli.noise import Noise
+from saiopt.cli.noise_perceptron import Perceptron
+from saiopt.cli.noise_phase import Phase
 from saiopt.cli.recipes import Recipes
 from saiopt.cli.refusal import RefusalError
 from saiopt.cli.report import Report
+from saiopt.cli.runs import Runs
+from saiopt.cli.sentences import empty_option, sentence
 from saiopt.cli.sweep import Sweep
 from saiopt.cli.train import Train
 
@@ -25,11 +29,23 @@ _COMMANDS = {
     "gsnr": Gsnr,
     "lr": Lr,
     "report": Report,
+    "runs": Runs,
     "recipes": Recipes,
     "noise": Noise,
     "memory": Memory,
     "bench": Bench,
 }
+_LEAVES = {
+    **{name: command for name, command in _COMMANDS.items() if command is not Noise},
+    "noise perceptron": Perceptron,
+    "noise phase": Phase,
+}
+_DESCRIPTION = """Train models with SGD-SaI and its rivals.
+
+saiopt --version prints the version. A command ends with 0, with 3 if a run that it was
+to train diverged, 2 if it refused what it was given, 1 if another process was lost, 130
+after Ctrl-C, 143 after SIGTERM, and 141 if nobody reads what it prints any more.
+"""
 
 
 def parse(arguments: Sequence[str]) -> Callable[[], None]:
@@ -42,35 +58,26 @@ def parse(arguments: Sequence[str]) -> Callable[[], None]:
         The command.
 
     Raises:
-        RefusalError: If it cannot be read.
+        RefusalError: If it cannot be read, or a list of values is empty.
         SystemExit: If it asked for help, which has been printed.
     """
     frame = StringIO()
     try:
         with redirect_stderr(frame):
-            return tyro.extras.subcommand_cli_from_dict(
+            command = tyro.extras.subcommand_cli_from_dict(
                 _COMMANDS,
                 prog="saiopt",
-                description="Train models with SGD-SaI and its rivals.",
+                description=_DESCRIPTION,
                 args=list(arguments),
                 config=(tyro.conf.FlagCreatePairsOff,),
             )
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise RefusalError(_sentence(frame.getvalue())) from None
-
-
-def _sentence(message: str) -> str:
-    """Return the first sentence under the title of a message, framed or not."""
-    paragraphs: list[list[str]] = [[]]
-    for line in message.splitlines():
-        text = line.strip("│ ")
-        if line.startswith(("╭", "╰")) or not text.strip("─-"):
-            paragraphs.append([])
-        else:
-            paragraphs[-1].append(text)
-    filled = [paragraph for paragraph in paragraphs if paragraph]
-    # A frame has the title in its border, plain text above a rule.
-    body = filled[0] if "╭" in message else filled[1]
-    return " ".join(body).partition(". ")[0]
+        message = frame.getvalue()
+        raise RefusalError(sentence(message, arguments, _LEAVES)) from None
+    chosen = command.study if isinstance(command, Noise) else command
+    empty = empty_option(chosen, arguments)
+    if empty is not None:
+        raise RefusalError(empty)
+    return command

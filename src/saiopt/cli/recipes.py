@@ -1,25 +1,58 @@
 """``saiopt recipes``."""
 
 import dataclasses
+from typing import Annotated
 
-from saiopt.cli.output import new_console
+from tyro.conf import Positional, arg
+
+from saiopt.cli.output import new_console, print_json, print_table
+from saiopt.cli.refusal import refusing
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipes:
-    """List what can be trained, with the learning rates that were found for it."""
+    """List what can be trained, or tell all about some recipes.
+
+    Args:
+        recipes: Those to tell about.
+        json: Print JSON only.
+    """
+
+    recipes: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="[RECIPE ...]", help_behavior_hint="(default: all, in short)"),
+    ] = ()
+    json: Annotated[bool, arg(help_behavior_hint="")] = False
 
     def __call__(self) -> None:
         """Print the tables."""
-        from saiopt.lab.recipe_table import lr_table, recipe_table
-        from saiopt.lab.recipes import RECIPES
+        from saiopt.lab.recipe_table import (
+            as_json,
+            field_table,
+            lr_table,
+            recipe_table,
+            recipe_text,
+        )
+        from saiopt.lab.recipes import RECIPES, get_recipe
 
-        recipes = [build() for build in RECIPES.values()]
+        with refusing(ValueError):
+            recipes = [get_recipe(name) for name in self.recipes or RECIPES]
+        if self.json:
+            print_json([as_json(recipe) for recipe in recipes])
+            return
+        console = new_console()
+        if self.recipes:
+            for recipe in recipes:
+                console.print(recipe_text(recipe))
+                console.print()
+                print_table(console, field_table(recipe))
+                console.print()
+            print_table(console, lr_table(recipes))
+            return
         small = [recipe for recipe in recipes if recipe.size == "small"]
         published = [recipe for recipe in recipes if recipe.size == "published"]
-        console = new_console()
-        console.print(recipe_table("in minutes", small))
+        print_table(console, recipe_table("in minutes", small))
         console.print()
-        console.print(recipe_table("the paper's size", published))
+        print_table(console, recipe_table("the paper's size", published))
         console.print()
-        console.print(lr_table(recipes))
+        print_table(console, lr_table(recipes))

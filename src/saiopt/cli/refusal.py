@@ -25,6 +25,12 @@ class LostError(RefusalError):
     exit_code = 1
 
 
+class DivergedError(RefusalError):
+    """One sentence about runs that have diverged."""
+
+    exit_code = 3
+
+
 @contextmanager
 def refusing(
     *kinds: type[Exception], to: type[RefusalError] = RefusalError

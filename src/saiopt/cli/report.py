@@ -15,7 +15,7 @@ class Report:
     """Put comparisons, sweeps, g-SNR and runs on one page of HTML.
 
     Args:
-        runs: Folders to report.
+        runs: Folders to report, of runs or of other runs folders.
         runs_dir: Reported as a whole where no folders are named.
         output: File to write.
     """
@@ -33,11 +33,16 @@ class Report:
         from saiopt.lab.report.write import write_report
 
         with refusing(ValueError):
-            sources = find_sources(self.runs, self.runs_dir)
+            found = find_sources(self.runs, self.runs_dir)
+        was_there = self.output.exists()
         try:
-            write_report(sources, self.output)
+            left_out = write_report(found, self.output)
         except OSError as error:
             raise RefusalError(
                 f"output must be a file that can be written, got {self.output}"
             ) from error
-        new_console().print(f"Report: {self.output}", soft_wrap=True)
+        console = new_console()
+        for sentence in left_out:
+            console.print(f"Left out: {sentence}", style="yellow", soft_wrap=True)
+        replaced = ", in place of the one before" if was_there else ""
+        console.print(f"Report: {self.output}{replaced}", soft_wrap=True)

@@ -6,14 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from saiopt.cli.output import new_console, print_json
+from saiopt.choices import must_be_known
+from saiopt.cli.output import new_console, print_json, print_table
 from saiopt.cli.refusal import LostError, RefusalError, refusing, require_writable
 from saiopt.cli.training import (
     OptimizerNames,
     Seeds,
     Training,
     device_of,
+    known_optimizers,
     recipe_of,
+    setting_grids,
 )
 
 if TYPE_CHECKING:
@@ -25,13 +28,15 @@ if TYPE_CHECKING:
     from saiopt.lab.sweep.workers import Place
     from saiopt.lab.task import Task
 
+_TRIALS = 20
+
 
 @dataclasses.dataclass(frozen=True)
 class Sweep(Training):
     """Search learning rate and weight decay of several optimizers.
 
     Args:
-        optimizers: Names.
+        optimizers: Names, or one's own: file.py:name.
         lrs: Learning rates of the grid; tpe stays between the least and largest.
         weight_decays: The same for the weight decay.
         sampler: All pairs, or pairs that the results so far suggest.
@@ -55,7 +60,9 @@ class Sweep(Training):
         ),
     ] = ()
     sampler: Annotated[Literal["grid", "tpe"], arg(metavar="grid|tpe")] = "grid"
-    trials: Annotated[int, arg(metavar="N")] = 20
+    trials: Annotated[
+        int | None, arg(metavar="N", help_behavior_hint="(default: 20 with tpe)")
+    ] = None
     seeds: Seeds = (0,)
     storage: Annotated[
         str | None,
@@ -90,7 +97,7 @@ class Sweep(Training):
             return
         console = new_console()
         console.print()
-        console.print(sweep_table(findings))
+        print_table(console, sweep_table(findings))
         for sentence in warnings(findings):
             console.print(f"\n{sentence}", style="yellow")
         console.print(f"\nPictures and numbers: {findings.folder}/", soft_wrap=True)
@@ -111,7 +118,12 @@ class Sweep(Training):
         from saiopt.lab.sweep.plan import Sweep as Plan
         from saiopt.lab.sweep.plan import lrs_around
 
-        names = self.optimizers or usual_optimizers(recipe)
+        if self.trials is not None and self.sampler != "tpe":
+            raise RefusalError(
+                f"trials must be left out without --sampler tpe, got {self.trials}"
+            )
+        trials = _TRIALS if self.trials is None else self.trials
+        names = known_optimizers(self.optimizers) or usual_optimizers(recipe)
         lrs, decays = self.lrs, dict.fromkeys(names, self.weight_decays)
         if self.published is not None:
             grid = published_grid(self.published)
@@ -123,6 +135,11 @@ class Sweep(Training):
             }
         given = dict.fromkeys(names, lrs[0]) if lrs else {}
         centres = {run.optimizer: run.lr for run in plan(recipe, names, (0,), given)}
+        grids = setting_grids(self)
+        if unknown := grids.keys() - set(names):
+            raise RefusalError(
+                must_be_known("optimizer in setting", min(unknown), names)
+            )
         return [
             Plan(
                 recipe,
@@ -131,21 +148,25 @@ class Sweep(Training):
                 decays[name],
                 self.seeds,
                 self.sampler,
-                self.trials if self.sampler == "tpe" else 0,
+                trials if self.sampler == "tpe" else 0,
+                settings,
             )
             for name in names
+            for settings in grids.get(name, [{}])
         ]
 
     def _place(self) -> "Place":
         import torch
 
+        from saiopt.lab.own.reference import is_reference
         from saiopt.lab.sweep.workers import Place
 
         device = device_of(self)
         threads = self.threads or max(torch.get_num_threads() // self.workers, 1)
         url = self.storage or f"sqlite:///{self.runs_dir / 'sweeps.db'}"
         torch.set_num_threads(threads)
-        return Place(self.runs_dir, url, device, threads)
+        own = tuple(name for name in self.optimizers if is_reference(name))
+        return Place(self.runs_dir, url, device, threads, own)
 
     def _work_off(
         self, opened: "Sequence[Board]", task: "Task", place: "Place"
@@ -166,11 +187,9 @@ class Sweep(Training):
             )
 
     def _announcer(self, opened: "Sequence[Board]") -> "Callable[[Plan, Cell], None]":
-        from rich.console import Console
-
         from saiopt.lab.sweep.table import cell_line
 
-        console = Console(stderr=self.json, highlight=False)
+        console = new_console(stderr=self.json)
         total = sum(len(board.sweep.cells()) for board in opened)
         done = sum(len(board.cells()) for board in opened)
         if done:

@@ -2,13 +2,16 @@
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypeAlias, TypeVar
 
 from tyro.conf import Positional, arg
 
+from saiopt.cli.output import new_console
 from saiopt.cli.refusal import (
+    DivergedError,
     LostError,
     RefusalError,
     refusing,
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from saiopt.lab.loop import Observer
+    from saiopt.lab.outcome import Outcome
     from saiopt.lab.ranks import Ranks
     from saiopt.lab.recipe import Recipe
     from saiopt.lab.run import Run
@@ -59,7 +63,7 @@ class Choice:
     """Choose a recipe and a machine.
 
     Args:
-        recipe: A name that 'saiopt recipes' lists.
+        recipe: A name that 'saiopt recipes' lists, or one's own: file.py:name.
         set: Fields of the recipe, such as clip_norm=0.5 or task.n_layer=2.
         device: Where to train.
         threads: CPU threads; a run's last bits depend on them.
@@ -87,6 +91,7 @@ class Training(Choice):
 
     Args:
         steps: Optimizer steps.
+        setting: Settings of optimizers, such as adamw.betas=0.9,0.99.
         runs_dir: Keeps the runs: a finished one is reused, an interrupted one goes on.
         strategy: How processes that torchrun starts share a model.
     """
@@ -94,6 +99,13 @@ class Training(Choice):
     steps: Annotated[
         int | None, arg(metavar="N", help_behavior_hint=_OF_THE_RECIPE)
     ] = None
+    setting: Annotated[
+        tuple[str, ...],
+        arg(
+            metavar="NAME.SETTING=VALUE ...",
+            help_behavior_hint="(default: the lab's)",
+        ),
+    ] = ()
     runs_dir: Annotated[Path, arg(metavar="FOLDER")] = Path("runs")
     strategy: Annotated[
         Literal["ddp", "fsdp2"] | None,
@@ -113,6 +125,8 @@ def recipe_of(options: Choice) -> "Recipe":
     Raises:
         RefusalError: If there is no such recipe or field, or a value is bad.
     """
+    from saiopt.lab.own.recipe import recipe_at
+    from saiopt.lab.own.reference import is_reference
     from saiopt.lab.recipe import override
     from saiopt.lab.recipes import get_recipe
 
@@ -120,11 +134,90 @@ def recipe_of(options: Choice) -> "Recipe":
     if isinstance(options, Training) and options.steps is not None:
         settings["steps"] = str(options.steps)
     with refusing(ValueError):
-        return override(get_recipe(options.recipe), settings)
+        own = is_reference(options.recipe)
+        recipe = recipe_at(options.recipe) if own else get_recipe(options.recipe)
+        return override(recipe, settings)
+
+
+def known_optimizers(names: Sequence[str]) -> list[str]:
+    """Return the names of optimizers, after loading those that are the user's own.
+
+    Args:
+        names: Of the lab's, or ``file.py:name``.
+
+    Returns:
+        The names by which the lab knows them.
+
+    Raises:
+        RefusalError: If one cannot be loaded.
+    """
+    from saiopt.lab.own.optimizer import optimizer_names
+
+    with refusing(ValueError):
+        return optimizer_names(list(names))
+
+
+def settings_of(options: Training) -> dict[str, dict[str, Any]]:
+    """Return the settings of optimizers that the user gives.
+
+    Args:
+        options: Of the command, whose optimizers are known.
+
+    Returns:
+        Value by optimizer and setting.
+
+    Raises:
+        RefusalError: If one is bad.
+    """
+    from saiopt.lab.optimizers.settings import read_settings
+
+    texts = {
+        own_name(name): text for name, text in pairs("setting", options.setting).items()
+    }
+    with refusing(ValueError):
+        return read_settings(texts)
+
+
+def setting_grids(options: Training) -> dict[str, list[dict[str, Any]]]:
+    """Return all combinations of the settings that the user gives, some several times.
+
+    Args:
+        options: Of the command, whose optimizers are known.
+
+    Returns:
+        By optimizer, settings of one combination each.
+
+    Raises:
+        RefusalError: If one is bad.
+    """
+    from saiopt.lab.optimizers.settings import read_settings
+
+    texts: dict[str, list[str]] = {}
+    for each in options.setting:
+        [(name, text)] = pairs("setting", [each]).items()
+        texts.setdefault(own_name(name), []).append(text)
+    grids: dict[str, list[dict[str, Any]]] = {}
+    with refusing(ValueError):
+        for optimizer in dict.fromkeys(name.rpartition(".")[0] for name in texts):
+            its = {n: t for n, t in texts.items() if n.rpartition(".")[0] == optimizer}
+            grids[optimizer] = [
+                read_settings(dict(zip(its, each, strict=True)))[optimizer]
+                for each in itertools.product(*its.values())
+            ]
+    return grids
+
+
+def own_name(reference: str) -> str:
+    """Return the name that an option calls an optimizer by, without its file."""
+    return reference.rpartition(":")[2]
 
 
 def single_run(
-    options: Training, optimizer: str | None, seed: int, lr: float | None
+    options: Training,
+    optimizer: str | None,
+    seed: int,
+    lr: float | None,
+    weight_decay: float | None,
 ) -> "Run":
     """Plan one run.
 
@@ -133,6 +226,7 @@ def single_run(
         optimizer: Its name instead of the recipe's.
         seed: Of the run.
         lr: Instead of the recipe's.
+        weight_decay: λ instead of what the recipe's decay per step gives.
 
     Returns:
         The run.
@@ -144,10 +238,12 @@ def single_run(
     recipe = recipe_of(options)
     from saiopt.lab.compare import plan
 
-    optimizer = optimizer or recipe.optimizer
+    [name] = known_optimizers([optimizer or recipe.optimizer])
+    settings = settings_of(options)
     with refusing(ValueError):
-        lrs = {} if lr is None else {optimizer: lr}
-        return plan(recipe, [optimizer], [seed], lrs)[0]
+        lrs = {} if lr is None else {name: lr}
+        decays = {} if weight_decay is None else {name: weight_decay}
+        return plan(recipe, [name], [seed], lrs, settings, decays)[0]
 
 
 def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") -> _T:
@@ -164,8 +260,6 @@ def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") ->
     Raises:
         RefusalError: If data, device, folder or a run in it are not as they must be.
     """
-    from rich.console import Console
-
     from saiopt.lab.compare import prepare
     from saiopt.lab.progress import display
     from saiopt.lab.ranks import LostProcessError, together
@@ -175,21 +269,34 @@ def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") ->
     with contextlib.ExitStack() as stack:
         stack.enter_context(refusing(LostProcessError, to=LostError))
         with refusing(ValueError):
-            joined = together(
-                options.strategy, device, recipe.batch_size, recipe.micro_batches
-            )
+            joined = together(options.strategy, device, recipe.batch_size)
             ranks = stack.enter_context(joined)
         with refusing(ValueError, FileNotFoundError):
             task = prepare(runs, ranks)
         ranks.on_first(lambda: require_writable(options.runs_dir))
         # Only the first process speaks; the others end here when all is done.
-        console = Console(stderr=options.json, quiet=not ranks.is_first)
+        console = new_console(stderr=options.json, quiet=not ranks.is_first)
         # What else fails while they train is no fault of the user's.
         with refusing(RunFolderError), display(runs, console) as observe:
             result = work(runs, task, options.runs_dir, device, observe, ranks)
     if not ranks.is_first:
         raise SystemExit(0)
     return result
+
+
+def refuse_diverged(outcomes: "Sequence[Outcome]") -> None:
+    """Let a command end with a code of its own where a run has diverged.
+
+    Args:
+        outcomes: Of all runs of the command, whose results have been printed.
+
+    Raises:
+        DivergedError: If one has diverged.
+    """
+    lost = [outcome for outcome in outcomes if outcome.result["status"] == "diverged"]
+    if lost:
+        names = ", ".join(f"{o.run.optimizer} seed {o.run.seed}" for o in lost)
+        raise DivergedError(f"{len(lost)} of {len(outcomes)} runs diverged: {names}")
 
 
 def pairs(name: str, texts: Sequence[str]) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Gradients of a batch that is in memory part by part."""
 
+import contextlib
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ def accumulate(
     count: int,
     device: torch.device,
     ranks: Ranks = ALONE,
+    precision: str = "float32",
 ) -> Tensor:
     """Add the gradients of a batch to those that the parameters hold.
 
@@ -27,6 +30,7 @@ def accumulate(
         count: Number of parts of each process's share.
         device: Where the model lies.
         ranks: The processes that share the batch.
+        precision: Of the forward passes, as :func:`in_precision` takes it.
 
     Returns:
         A 0-d tensor, whose mean over the processes is the batch's loss.
@@ -41,7 +45,8 @@ def accumulate(
     for i, part in enumerate(parts):
         on_device = {name: tensor.to(device) for name, tensor in part.items()}
         with ranks.adding_up(model, is_last=i == count - 1):
-            loss = task.loss(model, on_device)
+            with in_precision(precision, device):
+                loss = task.loss(model, on_device)
             if isinstance(task, Weighted):
                 loss = _weighted(loss, task.weight(part), targets)
             else:
@@ -49,6 +54,23 @@ def accumulate(
             loss.backward()
         losses.append(loss.detach())
     return torch.stack(losses).sum()
+
+
+def in_precision(
+    precision: str, device: torch.device
+) -> contextlib.AbstractContextManager[object]:
+    """Let forward passes compute in a precision.
+
+    Args:
+        precision: A name of :data:`saiopt.lab.recipe.PRECISIONS`.
+        device: Where the model lies.
+
+    Returns:
+        A context for the pass and its loss, not for the backward pass.
+    """
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, getattr(torch, precision))
 
 
 def _weighted(loss: Tensor, weight: int, total: float) -> Tensor:

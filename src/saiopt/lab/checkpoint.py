@@ -62,6 +62,20 @@ def save(
     )
 
 
+def save_weights(path: Path, model: nn.Module, ranks: Ranks = ALONE) -> None:
+    """Write a model's weights and buffers alone, for ``load_state_dict``.
+
+    Args:
+        path: File to replace.
+        model: Trained.
+        ranks: All processes gather; the first one writes.
+    """
+    content = gathered(model.state_dict(), ranks)
+    ranks.on_first(
+        lambda: write_atomically(path, lambda file: torch.save(content, file))
+    )
+
+
 def load(
     path: Path, model: nn.Module, optimizer: Optimizer, ranks: Ranks = ALONE
 ) -> Position:

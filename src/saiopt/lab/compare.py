@@ -10,7 +10,10 @@ from typing import Any
 import torch
 
 from saiopt.analysis.curves import Curve, plot_curves
+from saiopt.choices import must_be_known
 from saiopt.lab.atomic import alone, write_json
+from saiopt.lab.cautions import cautions
+from saiopt.lab.differences import Differences, differences
 from saiopt.lab.identity import identity_hash
 from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.loop import Observer
@@ -48,7 +51,7 @@ class Row:
     total_seconds: float
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
     """What ``compare`` found.
 
@@ -64,12 +67,34 @@ class Comparison:
     rows: Sequence[Row]
     folder: Path
 
+    @property
+    def differences(self) -> Differences:
+        """Every optimizer against the one of the best mean."""
+        values: dict[str, dict[int, float | None]] = {}
+        for outcome in self.outcomes:
+            by_seed = values.setdefault(outcome.run.optimizer, {})
+            by_seed[outcome.run.seed] = outcome.value
+        higher = self.recipe.metric.higher_is_better
+        return differences(self.recipe.name, values, higher_is_better=higher)
+
+    def __repr__(self) -> str:
+        """Return such as ``<Comparison of adamw, sgd on gpt-stdlib in runs/…>``."""
+        names = ", ".join(row.optimizer for row in self.rows)
+        return f"<Comparison of {names} on {self.recipe.name} in {self.folder}>"
+
+    @property
+    def cautions(self) -> list[str]:
+        """What keeps it from being an answer."""
+        return cautions(self.outcomes)
+
 
 def plan(
     recipe: Recipe,
     optimizers: Sequence[str],
     seeds: Sequence[int],
     lrs: Mapping[str, float],
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    weight_decays: Mapping[str, float] | None = None,
 ) -> list[Run]:
     """List the runs of a comparison, seed by seed.
 
@@ -78,6 +103,8 @@ def plan(
         optimizers: Names, each once.
         seeds: Each once.
         lrs: Learning rates instead of the recipe's, by optimizer.
+        settings: By optimizer, instead of those that the lab gives it.
+        weight_decays: λ by optimizer, instead of the recipe's decay per step over lr.
 
     Returns:
         One run per optimizer and seed.
@@ -90,14 +117,25 @@ def plan(
         if not values or len(set(values)) < len(values):
             listed = " ".join(map(str, values)) or "none"
             raise ValueError(f"{name} must be given each once, got {listed}")
-    for name in lrs:
-        if name not in optimizers:
-            raise ValueError(f"lr must name one of {', '.join(optimizers)}, got {name}")
+    settings, weight_decays = settings or {}, weight_decays or {}
+    given = {"lr": lrs, "setting": settings, "weight_decay": weight_decays}
+    for option, by_name in given.items():
+        for name in by_name:
+            if name not in optimizers:
+                argument = f"optimizer in {option}"
+                raise ValueError(must_be_known(argument, name, optimizers))
     for name in optimizers:
         get_optimizer(name)
     table = {**recipe.lrs, **lrs}
     return [
-        Run(recipe, optimizer, _lr(table, optimizer), seed)
+        Run(
+            recipe,
+            optimizer,
+            _lr(table, optimizer),
+            seed,
+            fixed_weight_decay=weight_decays.get(optimizer),
+            settings=settings.get(optimizer, {}),
+        )
         for seed in seeds
         for optimizer in optimizers
     ]
@@ -205,6 +243,8 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "recipe": comparison.recipe.name,
         "metric": dataclasses.asdict(metric),
         "rows": [dataclasses.asdict(row) for row in comparison.rows],
+        "differences": comparison.differences.as_json(),
+        "cautions": comparison.cautions,
         "runs": [
             {
                 "folder": outcome.folder,

@@ -1,14 +1,16 @@
 """What a comparison prints."""
 
+from rich.console import Console
 from rich.table import Table
 
 from saiopt.lab.compare import Comparison
+from saiopt.lab.differences import MEANING
 from saiopt.lab.intervals import result_text
 from saiopt.lab.progress import duration, milliseconds
 
 
 def comparison_table(comparison: Comparison) -> Table:
-    """Lay out one row per optimizer, the best mean without divergence in bold.
+    """Lay out one row per optimizer, one that beats all others in bold.
 
     Args:
         comparison: To be shown.
@@ -23,12 +25,8 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_column(f"\nvalidation {metric.name}", justify="right")
     for column in ("state\nB/param", "step\nms", "\ntime"):
         table.add_column(column, justify="right")
-    means = [
-        row.metric.mean for row in comparison.rows if row.metric and not row.diverged
-    ]
-    best = (max if metric.higher_is_better else min)(means, default=None)
+    winner = comparison.differences.winner
     for row in comparison.rows:
-        is_best = row.metric is not None and row.metric.mean == best
         table.add_row(
             row.optimizer,
             f"{row.lr:g}",
@@ -36,6 +34,61 @@ def comparison_table(comparison: Comparison) -> Table:
             f"{row.state_bytes_per_parameter:.2f}",
             milliseconds(row.step_seconds),
             duration(row.total_seconds),
-            style="bold" if is_best and len(means) > 1 else None,
+            style="bold" if row.optimizer == winner else None,
         )
     return table
+
+
+def difference_table(comparison: Comparison) -> Table:
+    """Lay out what the others gain over the optimizer of the best mean.
+
+    Args:
+        comparison: With at least two optimizers, of which one finished all runs.
+
+    Returns:
+        A table that fits 80 columns.
+    """
+    found = comparison.differences
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column(f"against {found.best}, the best mean", no_wrap=True)
+    table.add_column("difference, seed by seed", no_wrap=True)
+    for name, text in found.lines():
+        table.add_row(name, text)
+    return table
+
+
+def meaning(comparison: Comparison) -> str:
+    """Say what the signs in the tables mean.
+
+    Args:
+        comparison: That is shown.
+
+    Returns:
+        Sentences, nothing where there is one seed.
+    """
+    if len({outcome.run.seed for outcome in comparison.outcomes}) == 1:
+        return ""
+    judged = (
+        "; better, worse or open: Holm's procedure at 5 % for all differences together"
+    )
+    return f"{MEANING}{judged if len(comparison.rows) > 1 else ''}."
+
+
+def as_text(comparison: Comparison) -> str:
+    """Write a comparison's tables and what is to be said of them.
+
+    Args:
+        comparison: To be shown.
+
+    Returns:
+        Lines.
+    """
+    console = Console(width=100, highlight=False)
+    with console.capture() as capture:
+        console.print(comparison_table(comparison))
+        if comparison.differences.found:
+            console.print()
+            console.print(difference_table(comparison))
+        for text in filter(None, (meaning(comparison), *comparison.cautions)):
+            console.print(f"\n{text}")
+    return capture.get()

@@ -12,7 +12,7 @@ from saiopt.analysis.gsnr_plot import plot_gsnr
 from saiopt.analysis.gsnr_rows import GSNRRow, ratio_courses
 from saiopt.lab.atomic import alone, write_json
 from saiopt.lab.loop import Observer
-from saiopt.lab.outcome import carry_out
+from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.run import Run
 from saiopt.lab.task import Task
@@ -25,10 +25,12 @@ class Measured:
     Args:
         rows: One per block and measured step.
         folder: The run's folder, which also has plot and rows.
+        outcome: Of the run.
     """
 
     rows: Sequence[GSNRRow]
     folder: Path
+    outcome: Outcome
 
 
 def measure_gsnr(
@@ -57,7 +59,7 @@ def measure_gsnr(
     """
     outcome = carry_out(run, task, runs_dir, device, observe, ranks)
     rows = [_row(row) for line in outcome.log for row in line.get("gsnr", [])]
-    measured = Measured(rows, runs_dir / outcome.folder)
+    measured = Measured(rows, runs_dir / outcome.folder, outcome)
     ranks.on_first(lambda: _write(measured, run))
     return measured
 

@@ -6,11 +6,13 @@ import hashlib
 import json
 import re
 import sys
+import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
 # They draw what others have measured.
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
 _DRAWING = frozenset({"saiopt.analysis.gsnr_plot", "saiopt.analysis.image_grid"})
 _C_SUFFIXES = frozenset({".c", ".h", ".cpp", ".hpp", ".cu", ".cuh"})
 # Strings come first, since they may hold what looks like a comment.
@@ -48,7 +50,8 @@ def executed(modules: Iterable[str], package: Path = _PACKAGE) -> dict[str, str]
 
     An import counts wherever it stands, unless only type checkers see it. With a module
     count the C sources in its folder and below. What draws does not count. Of a module
-    from elsewhere, what it imports from elsewhere does not count either.
+    from elsewhere, what it imports from its own folder and below counts too, and
+    nothing that is installed.
 
     Args:
         modules: Names of modules, of this package or loaded from elsewhere.
@@ -73,7 +76,11 @@ def executed(modules: Iterable[str], package: Path = _PACKAGE) -> dict[str, str]
         tree = ast.parse(path.read_bytes())
         found[key] = _python_form(tree)
         parent = name if path.stem == "__init__" else name.rpartition(".")[0]
-        waiting += [n for n in _imports(tree, parent) if _is_ours(n, package)]
+        waiting += [
+            n
+            for n in _imports(tree, parent)
+            if _is_ours(n, package) or (not is_ours and _lies_beside(n, path))
+        ]
         if is_ours:
             folders.add(path.parent)
     for folder in folders:
@@ -83,6 +90,35 @@ def executed(modules: Iterable[str], package: Path = _PACKAGE) -> dict[str, str]
 
 def _is_ours(module: str, package: Path) -> bool:
     return module.partition(".")[0] == package.name
+
+
+def is_written_here(module: str) -> bool:
+    """Tell whether a module is a user's file, not installed and not of this package.
+
+    Args:
+        module: Its name.
+
+    Returns:
+        False of what has no file too.
+    """
+    path = None if _is_ours(module, _PACKAGE) else _source(module, _PACKAGE)
+    return path is not None and not _is_installed(path)
+
+
+def _lies_beside(module: str, path: Path) -> bool:
+    """Tell whether a module lies in the folder of a user's file or below."""
+    other = _source(module, _PACKAGE)
+    if other is None or _is_installed(other):
+        return False
+    return other.resolve().is_relative_to(path.resolve().parent)
+
+
+def _is_installed(path: Path) -> bool:
+    places = {
+        Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib")
+    }
+    found = path.resolve()
+    return bool(_INSTALLED & set(found.parts)) or any(map(found.is_relative_to, places))
 
 
 def _source(module: str, package: Path) -> Path | None:
@@ -155,7 +191,7 @@ def _is_docstring(node: object) -> bool:
 
 def _c_forms(folder: Path, package: Path) -> dict[str, str]:
     return {
-        str(path.relative_to(package)): _c_form(path.read_text())
+        str(path.relative_to(package)): _c_form(path.read_text("utf-8"))
         for path in folder.rglob("*")
         if path.suffix in _C_SUFFIXES
     }

@@ -14,7 +14,7 @@ from torch import nn
 from saiopt.analysis.gsnr import GSNRProbe
 from saiopt.analysis.image_grid import write_grid
 from saiopt.lab import checkpoint
-from saiopt.lab.accumulation import accumulate
+from saiopt.lab.accumulation import accumulate, in_precision
 from saiopt.lab.draws import seed_of
 from saiopt.lab.environment import deterministic
 from saiopt.lab.optimizers import build_optimizer, set_mode, state_bytes
@@ -60,6 +60,8 @@ def train(
     device: torch.device,
     observe: Observer,
     ranks: Ranks = ALONE,
+    *,
+    keep_weights: bool = False,
 ) -> dict[str, Any]:
     """Train a run to its end, from its last checkpoint if it has one.
 
@@ -70,6 +72,7 @@ def train(
         device: Where it trains.
         observe: Called after every step and evaluation.
         ranks: The processes that train together.
+        keep_weights: Whether a run that is trained to its end leaves its weights.
 
     Returns:
         The content of ``result.json``.
@@ -83,7 +86,9 @@ def train(
             # Another process may have finished it before this one had the lock.
             result = folder.result()
             if result is None:
-                return _Session(run, task, folder, device, observe, ranks).run_to_end()
+                session = _Session(run, task, folder, device, observe, ranks)
+                session.keep_weights = keep_weights
+                return session.run_to_end()
     elsewhere = _elsewhere(folder.environment(), ranks)
     metrics = result["metrics"]
     observe(Progress(run, result["step"], None, metrics, "reused", elsewhere))
@@ -111,7 +116,10 @@ class _Session:
         self.run, self.recipe, self.task = run, run.recipe, task
         self.folder, self.device, self.observe = folder, device, observe
         self.ranks = ranks
+        self.keep_weights = False
         self.model = self._build_model().to(device)
+        if run.recipe.compiled:
+            self.model.compile()
         self.spread = ranks.spread(self.model)
         self.optimizer = build_optimizer(
             run.optimizer,
@@ -168,9 +176,10 @@ class _Session:
             self.task,
             self.spread,
             batch,
-            self.recipe.micro_batches,
+            self.ranks.parts(self.recipe.batch_size, self.recipe.micro_batches),
             self.device,
             self.ranks,
+            self.recipe.precision,
         )
         line = {"step": self.step, "lr": lr, "loss": self.ranks.mean(loss)}
         if not self.recipe.gradient_release:
@@ -240,7 +249,8 @@ class _Session:
     def _evaluate(self) -> dict[str, float]:
         self.model.eval()
         set_mode(self.optimizer, training=False)
-        metrics = self.task.evaluate(self.model)
+        with in_precision(self.recipe.precision, self.device):
+            metrics = self.task.evaluate(self.model)
         self.ranks.forget(self.spread)
         self.folder.append({"step": self.step, "metrics": metrics})
         self.observe(Progress(self.run, self.step, None, metrics))
@@ -268,6 +278,8 @@ class _Session:
     def _finish(self, status: str, metrics: dict[str, float]) -> dict[str, Any]:
         if status == "finished" and isinstance(self.task, Illustrated):
             self._illustrate(self.task)
+        if self.keep_weights:
+            checkpoint.save_weights(self.folder.weights, self.model, self.ranks)
         self.ranks.on_first(lambda: self.folder.finish(self._result(status, metrics)))
         result = self.folder.result() or {}
         self.observe(Progress(self.run, self.step, None, result["metrics"], status))

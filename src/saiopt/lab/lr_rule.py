@@ -161,7 +161,14 @@ def _fill_gradients(
     model.train()
     batch = task.batch(seed, step, recipe.batch_size)
     model.zero_grad()
-    accumulate(task, model, batch, recipe.micro_batches, device)
+    accumulate(
+        task,
+        model,
+        batch,
+        recipe.micro_batches,
+        device,
+        precision=recipe.precision,
+    )
     limit = recipe.clip_norm or math.inf
     torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
 

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from saiopt.lab.environment import environment, numerics
-from saiopt.lab.identity import code_hash
+from saiopt.lab.identity import code_hash, identity_hash
 from saiopt.lab.loop import Observer, train
 from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.run import Run
 from saiopt.lab.run_folder import FollowedFolder, RunFolder
-from saiopt.lab.task import Task
+from saiopt.lab.task import Brought, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,8 @@ def code_of(recipe: Recipe, task: Task) -> str:
         Eight hexadecimal digits.
     """
     made_by = (type(recipe.task).__module__, type(task).__module__)
-    return code_hash(__name__, *made_by)
+    shipped = code_hash(__name__, *made_by)
+    return identity_hash([shipped, task.code]) if isinstance(task, Brought) else shipped
 
 
 def carry_out(
@@ -69,6 +70,8 @@ def carry_out(
     device: torch.device,
     observe: Observer,
     ranks: Ranks = ALONE,
+    *,
+    keep_weights: bool = False,
 ) -> Outcome:
     """Train a run, go on with it, or read it if it is finished.
 
@@ -79,6 +82,7 @@ def carry_out(
         device: Where it trains.
         observe: Told of every step.
         ranks: The processes that train together.
+        keep_weights: Whether the folder gets ``weights.pt``, the model's state_dict.
 
     Returns:
         How it ended.
@@ -95,5 +99,5 @@ def carry_out(
     }
     created = ranks.on_first(lambda: RunFolder(runs_dir / name, run.describe(), origin))
     folder = created or FollowedFolder(runs_dir / name)
-    result = train(run, task, folder, device, observe, ranks)
+    result = train(run, task, folder, device, observe, ranks, keep_weights=keep_weights)
     return Outcome(run, name, result, folder.log())

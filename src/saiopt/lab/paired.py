@@ -157,7 +157,8 @@ def _p_value(gains: Sequence[float]) -> float:
     """Return how likely a mean as far from 0 is where there is no difference."""
     if len(set(gains)) == 1:
         return 0.0 if gains[0] else 1.0
-    return float(stats.ttest_1samp(gains, 0.0).pvalue)
+    found: Any = stats.ttest_1samp(gains, 0.0)
+    return float(found.pvalue)
 
 
 def mean_metric(rows: Iterable[Row], recipe: str, optimizer: str) -> Estimate | None:

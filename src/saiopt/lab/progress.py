@@ -1,7 +1,8 @@
 """What a user sees while runs are trained."""
 
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TypeAlias
 
@@ -13,6 +14,10 @@ from saiopt.lab.loop import Progress
 from saiopt.lab.run import Run
 
 _ENDED = frozenset({"finished", "diverged", "reused"})
+_BAR_WIDTH = 12
+# Characters beside a bar that tell step, loss and metric.
+_ROOM_OF_BAR = 45
+_REFRESH_SECONDS = 0.1
 
 
 Display: TypeAlias = "PlainLines | LiveBars"
@@ -75,7 +80,7 @@ class PlainLines:
     def __init__(self, runs: Sequence[Run], console: Console) -> None:
         self._pace = Pace(runs)
         self._console = console
-        self._loss = float("nan")
+        self._loss: float | None = None
 
     def __enter__(self) -> "PlainLines":
         return self
@@ -95,6 +100,8 @@ class PlainLines:
             progress: Of the runs in the order in which they are trained.
         """
         self._pace.update(progress)
+        if progress.status == "started":
+            self._loss = None
         if progress.loss is not None:
             self._loss = progress.loss
         if progress.status in _ENDED:
@@ -102,29 +109,41 @@ class PlainLines:
         elif progress.status == "started" and progress.step:
             self._print(f"{title(progress.run)}: goes on from step {progress.step}")
         elif progress.metrics is not None and progress.step:
-            self._print(
-                f"{title(progress.run)}: step {progress.step}, loss {self._loss:.4f}, "
-                f"{validation(progress)}, {self._pace}"
-            )
+            # A resume begins with an evaluation where its checkpoint lies at one.
+            loss = "" if self._loss is None else f"loss {self._loss:.4f}"
+            parts = (f"step {progress.step}", loss, validation(progress), self._pace)
+            told = ", ".join(text for text in map(str, parts) if text)
+            self._print(f"{title(progress.run)}: {told}")
 
     def _print(self, line: str) -> None:
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 class LiveBars:
-    """Show a bar for the present run and one for all; an ended run leaves a line."""
+    """Show a bar for the present run and one for all; an ended run leaves a line.
+
+    Where a line has no room for everything, the bar goes first, then the loss: a number
+    is never cut.
+    """
 
     def __init__(self, runs: Sequence[Run], console: Console) -> None:
         self._pace = Pace(runs)
         self._console = console
         self._width = max(len(title(run)) for run in runs)
+        self._room = console.width - self._width - 1
+        has_bar = self._room >= _ROOM_OF_BAR + _BAR_WIDTH
+        bar = [BarColumn(bar_width=_BAR_WIDTH)] if has_bar else []
+        self._room -= len(bar) * (_BAR_WIDTH + 1)
         self._bars = Bars(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=12),
+            *bar,
             TextColumn("{task.fields[text]}"),
             console=console,
             transient=True,
+            # A thread that draws while another one prints would leave lines behind.
+            auto_refresh=False,
         )
+        self._refreshed = -math.inf
         self._present: TaskID | None = None
         self._all = self._bars.add_task(
             f"all {len(runs)} runs".ljust(self._width), total=len(runs), text=""
@@ -154,7 +173,16 @@ class LiveBars:
             self._end(progress)
         else:
             self._show(progress)
-        self._bars.update(self._all, text=str(self._pace))
+        self._bars.update(
+            self._all, text=fitting(str(self._pace).split(", "), self._room)
+        )
+        self._refresh()
+
+    def _refresh(self) -> None:
+        now = time.monotonic()
+        if now - self._refreshed > _REFRESH_SECONDS:
+            self._refreshed = now
+            self._bars.refresh()
 
     def _show(self, progress: Progress) -> None:
         total = progress.run.recipe.steps
@@ -164,10 +192,11 @@ class LiveBars:
                 title(progress.run).ljust(self._width), total=total, text=""
             )
         if progress.loss is not None:
-            self._loss = f"  loss {progress.loss:.3f}"
+            self._loss = f"loss {progress.loss:.3f}"
         if progress.metrics is not None:
-            self._validation = "  " + validation(progress)
-        text = f"{progress.step}/{total}{self._loss}{self._validation}"
+            self._validation = validation(progress)
+        parts = (f"{progress.step}/{total}", self._validation, self._loss)
+        text = fitting(parts, self._room)
         self._bars.update(self._present, completed=progress.step, text=text)
 
     def _end(self, progress: Progress) -> None:
@@ -181,6 +210,28 @@ class LiveBars:
 def title(run: Run) -> str:
     """Name a run among the others of its recipe."""
     return f"{run.optimizer} seed {run.seed}"
+
+
+def fitting(parts: Iterable[str], room: int) -> str:
+    """Join as many parts as fit, the first ones first.
+
+    Args:
+        parts: Empty ones are left out.
+        room: Characters.
+
+    Returns:
+        One line.
+
+    >>> fitting(["12/300", "accuracy 0.95", "loss 0.123"], 24)
+    '12/300  accuracy 0.95'
+    """
+    text = ""
+    for part in filter(None, parts):
+        longer = f"{text}  {part}" if text else part
+        if len(longer) > room:
+            break
+        text = longer
+    return text
 
 
 def validation(progress: Progress) -> str:

@@ -156,7 +156,18 @@ def _lacks(path: Path, split: str, how: str) -> _SplitError:
     return _SplitError(f"task.data must have the split {split}, got {path} {how}")
 
 
+def _is_missing_folder(source: str) -> bool:
+    """Tell whether a source is no folder here, and cannot be a name on the hub."""
+    is_path = source.count("/") != 1 or source.startswith((".", "/", "~"))
+    return is_path and not Path(source).expanduser().exists()
+
+
 def _obtain(source: str, field: str, load: Callable[[], _T]) -> _T:
+    if _is_missing_folder(source):
+        raise FileNotFoundError(
+            f"task.{field} must be a folder that exists, or owner/name on the hub, got "
+            f"{source}"
+        )
     try:
         return load()
     except Exception as error:  # the hub's clients raise whatever their parts raise

@@ -89,6 +89,21 @@ class Ranks:
         """
         return {name: t.chunk(self.count)[self.rank] for name, t in batch.items()}
 
+    def parts(self, batch_size: int, micro_batches: int) -> int:
+        """Return into how many parts this process splits its share of a batch.
+
+        Args:
+            batch_size: Examples of the global batch.
+            micro_batches: Parts of the global batch, which the processes share.
+
+        Returns:
+            The smallest number of equal parts of which none is larger than one of the
+            global batch.
+        """
+        share = batch_size // self.count
+        least = -(-micro_batches // self.count)
+        return next(n for n in range(least, share + 1) if share % n == 0)
+
     def spread(self, model: nn.Module) -> nn.Module:
         """Lay a model over the processes.
 
@@ -182,7 +197,6 @@ def together(
     strategy: Strategy | None,
     device: torch.device,
     batch_size: int,
-    micro_batches: int = 1,
 ) -> Iterator[Ranks]:
     """Join the processes that torchrun started, and part from them at the end.
 
@@ -190,7 +204,6 @@ def together(
         strategy: The user's, None for ``"ddp"`` where there are several processes.
         device: Where this process trains.
         batch_size: Examples of a global batch.
-        micro_batches: Parts into which each process splits its share.
 
     Yields:
         This process's place.
@@ -209,11 +222,9 @@ def together(
             )
         yield ALONE
         return
-    if batch_size % (count * micro_batches):
-        each = f" with {micro_batches} micro-batches each" if micro_batches > 1 else ""
+    if batch_size % count:
         raise ValueError(
-            f"batch_size must be a multiple of the {count} processes{each}, got "
-            f"{batch_size}"
+            f"batch_size must be a multiple of the {count} processes, got {batch_size}"
         )
     _start(device)
     try:

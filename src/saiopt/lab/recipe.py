@@ -5,10 +5,13 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from saiopt.choices import must_be_known
+
 if TYPE_CHECKING:
     from saiopt.lab.task import TaskConfig
 
 SCHEDULES = ("constant", "linear", "cosine", "step")
+PRECISIONS = ("float32", "bfloat16")
 _USUAL = ("sgdsai", "sgdsai-sqrt-numel", "adamw", "sgd", "sgdm-decoupled")
 _COUNTS = ("steps", "batch_size", "eval_every", "checkpoint_every", "micro_batches")
 # How text becomes a value, and what a message calls such a value.
@@ -18,6 +21,7 @@ _KINDS: dict[type, tuple[Callable[[str], Any], str]] = {
     float: (float, "a number"),
     str: (str, "text"),
 }
+_FIXED = frozenset({"name", "description", "optimizer", "size"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +59,13 @@ class Recipe:
             learning rate η. Each optimizer's ``weight_decay`` λ is this over its
             learning rate, so that all of them, at all learning rates, decay alike.
         lrs: Peak learning rate by optimizer name.
-        micro_batches: Parts of a rank's batch that are in memory one after another,
-            their gradients added up.
+        micro_batches: Parts of a batch of which a process has one at a time in memory,
+            their gradients added up. Several processes share them.
         gradient_release: Whether each parameter steps during the backward pass, as soon
             as its gradient is complete, which is then freed.
+        precision: ``"float32"``, or ``"bfloat16"`` for autocast in forward passes;
+            weights, gradients and the optimizer's state stay as they are.
+        compiled: Whether ``torch.compile`` compiles the model.
         optimizer: Name of the one that trains where none is asked for.
         size: ``"small"``, or ``"published"`` for what needs data and machines.
 
@@ -81,6 +88,8 @@ class Recipe:
     lrs: Mapping[str, float]
     micro_batches: int = 1
     gradient_release: bool = False
+    precision: str = "float32"
+    compiled: bool = False
     optimizer: str = "sgdsai"
     size: Literal["small", "published"] = "small"
 
@@ -103,9 +112,9 @@ class Recipe:
                 f"warmup_fraction must be in [0, 1), got {self.warmup_fraction}"
             )
         if self.schedule not in SCHEDULES:
-            raise ValueError(
-                f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule}"
-            )
+            raise ValueError(must_be_known("schedule", self.schedule, SCHEDULES))
+        if self.precision not in PRECISIONS:
+            raise ValueError(must_be_known("precision", self.precision, PRECISIONS))
         if self.batch_size % self.micro_batches:
             raise ValueError(
                 "batch_size must be a multiple of micro_batches, got "
@@ -155,24 +164,43 @@ def override(recipe: Recipe, settings: Mapping[str, str]) -> Recipe:
     """
     own = {k: v for k, v in settings.items() if not k.startswith("task.")}
     of_task = {k[5:]: v for k, v in settings.items() if k.startswith("task.")}
-    task = dataclasses.replace(recipe.task, **_parse(recipe.task, of_task, "task."))
+    task, changed = recipe.task, _parse(recipe.task, of_task, "task.")
+    if changed:
+        task = dataclasses.replace(task, **changed)
     return dataclasses.replace(recipe, task=task, **_parse(recipe, own, ""))
+
+
+def settable(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields that :func:`override` can replace, with their values.
+
+    Args:
+        recipe: Any.
+
+    Returns:
+        Value by name, the task's fields as ``task.<field>``.
+    """
+    of_task = {f"task.{name}": value for name, value in _values(recipe.task).items()}
+    return _values(recipe) | of_task
+
+
+def _values(target: "Recipe | TaskConfig") -> dict[str, Any]:
+    values = {f.name: getattr(target, f.name) for f in dataclasses.fields(target)}
+    return {
+        name: value
+        for name, value in values.items()
+        if type(value) in _KINDS and name not in _FIXED
+    }
 
 
 def _parse(
     target: "Recipe | TaskConfig", settings: Mapping[str, str], prefix: str
 ) -> dict[str, Any]:
-    kinds = {
-        field.name: type(getattr(target, field.name))
-        for field in dataclasses.fields(target)
-        if type(getattr(target, field.name)) in _KINDS
-        and field.name not in {"name", "description", "optimizer", "size"}
-    }
+    kinds = {name: type(value) for name, value in _values(target).items()}
     values: dict[str, Any] = {}
     for name, text in settings.items():
         if name not in kinds:
-            names = ", ".join(prefix + kind for kind in kinds)
-            raise ValueError(f"set must name one of {names}, got {prefix}{name}")
+            names = [prefix + kind for kind in kinds]
+            raise ValueError(must_be_known("field in set", prefix + name, names))
         read, kind = _KINDS[kinds[name]]
         try:
             values[name] = read(text)

@@ -20,8 +20,15 @@ _IRRELEVANT = (
     "optimizer",
     "size",
 )
+# What torch's generators take.
+_SEEDS = 2**63
 # Where a field has this value, a run is the same as before there was such a field.
-_ADDED_LATER = {"micro_batches": 1, "gradient_release": False}
+_ADDED_LATER = {
+    "micro_batches": 1,
+    "gradient_release": False,
+    "precision": "float32",
+    "compiled": False,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +69,8 @@ class Run:
             raise ValueError(f"lr must be positive and finite, got {self.lr}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if self.seed >= _SEEDS:
+            raise ValueError(f"seed must be below 2^63, got {self.seed}")
         if self.gsnr_every < 0:
             raise ValueError(f"gsnr_every must be at least 0, got {self.gsnr_every}")
         if not 0 <= self.weight_decay < float("inf"):
@@ -129,6 +138,8 @@ class Run:
             description["schedule"] = spec.schedule
         if spec.revision:
             description["revision"] = spec.revision
+        if spec.code:
+            description["code"] = spec.code
         if isinstance(self.recipe.task, Packaged):
             packages = self.recipe.task.packages
             description["packages"] = {name: version(name) for name in packages}

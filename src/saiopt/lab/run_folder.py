@@ -12,6 +12,8 @@ from typing import Any
 
 from saiopt.lab.atomic import sync_folder, write_json
 
+_OF_A_RESULT = frozenset({"status", "step", "metrics", "total_seconds"})
+
 
 class RunFolderError(RuntimeError):
     """A run folder is not what it should be; it was left alone."""
@@ -48,6 +50,7 @@ class RunFolder:
     def _locate(self, path: Path) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint.pt"
+        self.weights = path / "weights.pt"
         self._log = path / "log.jsonl"
         self._result = path / "result.json"
 
@@ -74,7 +77,12 @@ class RunFolder:
         Raises:
             RunFolderError: If the file is damaged.
         """
-        return self._read(self._result) if self._result.exists() else None
+        if not self._result.exists():
+            return None
+        result = self._read(self._result)
+        if not result.keys() >= _OF_A_RESULT:
+            raise _damaged(self._result)
+        return result
 
     def environment(self) -> dict[str, Any]:
         """Return where the run was begun.

@@ -68,6 +68,16 @@ class Illustrated(Protocol):
         ...
 
 
+@runtime_checkable
+class Brought(Protocol):
+    """A task that is made of a user's code."""
+
+    @property
+    def code(self) -> str:
+        """Hash of that code, which is part of every run's identity."""
+        ...
+
+
 class TaskConfig(Protocol):
     """A frozen dataclass of numbers that says everything about a task."""
 

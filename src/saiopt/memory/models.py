@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from saiopt.choices import asking
+
 
 @dataclass(frozen=True)
 class KnownModel:
@@ -126,7 +128,7 @@ def build_model(name: str) -> nn.Module:
             return _build_from_callable(name)
     raise ValueError(
         f"model must be one of {', '.join(KNOWN_MODELS)}, a Hugging Face config.json "
-        f"or package.module:callable, got {name}"
+        f"or package.module:callable, got {asking(name, KNOWN_MODELS)}"
     )
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from saiopt.choices import must_be_known
+
 from .estimation import Estimate, estimate
 from .models import build_model
 from .optimizers import (
@@ -144,7 +146,7 @@ def _check(
         raise ValueError(f"{name} must name at least one, got none")
     for value in values:
         if allowed is not None and value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value}")
+            raise ValueError(must_be_known(name, value, allowed))
 
 
 def _choices(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-GIB = 2**30
+UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10, "bytes": 1}
 _COLUMNS = (
     "weights",
     "grads",
@@ -24,9 +24,9 @@ _COLUMNS = (
     "paper\nGB",
 )
 _MEANING = (
-    "GiB = 2^30 bytes of tensors, without activations. release: the total when each "
-    "parameter steps during the backward pass and its gradient is freed. bytes/param: "
-    "of state. state blocks: what the CUDA allocator counts for it."
+    "GiB, MiB, KiB = 2^30, 2^20, 2^10 bytes of tensors, without activations. release: "
+    "the total when each parameter steps during the backward pass and its gradient is "
+    "freed. bytes/param: of state. state blocks: what the CUDA allocator counts for it."
 )
 
 _RULES = (
@@ -61,18 +61,19 @@ def memory_table(report: Report) -> Table:
         report: the model's.
 
     Returns:
-        A table that fits 80 columns; sizes in GiB of one rank.
+        A table that fits 80 columns; sizes of one rank, in a unit that suits them.
     """
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    table.add_column("GiB", no_wrap=True)
+    unit = _unit(report)
+    table.add_column(unit, no_wrap=True)
     shows_paper = any(row.published_gb is not None for row in report.rows)
     columns = _COLUMNS if shows_paper else _COLUMNS[:-1]
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     for row in report.rows:
-        cells = _cells(row)[: len(columns)]
+        cells = _cells(row, UNITS[unit])[: len(columns)]
         style = "bold" if row.optimizer.startswith(("SGD-SaI", *RULES)) else None
         table.add_row(row.optimizer, *cells, style=style)
     return table
@@ -120,7 +121,19 @@ def notes(reports: Sequence[Report]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def _cells(row: Row) -> list[str]:
+def _unit(report: Report) -> str:
+    """Return the unit in which the largest size has a digit before the point.
+
+    Where the paper's figures stand beside ours, it is GiB.
+    """
+    if any(row.published_gb is not None for row in report.rows):
+        return "GiB"
+    found = (row.estimate for row in report.rows if row.estimate is not None)
+    largest = max((estimate.total_bytes for estimate in found), default=0)
+    return next((name for name, size in UNITS.items() if largest >= size), "bytes")
+
+
+def _cells(row: Row, unit: int) -> list[str]:
     paper = "" if row.published_gb is None else f"{row.published_gb:.2f}"
     found = row.estimate
     if found is None:
@@ -133,14 +146,16 @@ def _cells(row: Row) -> list[str]:
         found.release_bytes,
     )
     return [
-        *(_gib(size) for size in sizes),
+        *(_in_unit(size, unit) for size in sizes),
         f"{found.state_bytes_per_parameter:.2f}",
-        _gib(found.state.block_bytes),
+        _in_unit(found.state.block_bytes, unit),
         paper,
     ]
 
 
-def _gib(size: int) -> str:
-    """Write a size with two digits behind the point, three below 1 GiB."""
-    gib = size / GIB
-    return f"{gib:.2f}" if gib >= 1 else f"{gib:.3f}"
+def _in_unit(size: int, unit: int) -> str:
+    """Write a size with two digits behind the point, three below 1."""
+    if unit == 1:
+        return f"{size:,}"
+    value = size / unit
+    return f"{value:.2f}" if value >= 1 else f"{value:.3f}"

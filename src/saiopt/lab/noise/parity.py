@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saiopt.choices import must_be_known
 from saiopt.lab.atomic import full_disk
 from saiopt.lab.draws import generator
 
@@ -49,16 +50,17 @@ def load_images(name: str, source: Path | None = None) -> Images:
 
     Raises:
         FileNotFoundError: If there is no such file, or no such data.
-        ValueError: If the name is unknown, or a file holds no such task.
+        ValueError: If the name is unknown, a file holds no such task, or there is no
+            such folder.
     """
+    if source is not None and not source.is_dir():
+        raise ValueError(f"source must be a folder that exists, got {source}")
     if Path(name).suffix == ".npz":
         pixels, labels = _own(Path(name))
-    elif name in LOADERS:
-        pixels, labels = LOADERS[name](source)
     else:
-        raise ValueError(
-            f"data must be one of {', '.join(LOADERS)} or an .npz file, got {name}"
-        )
+        if name not in LOADERS:
+            raise ValueError(must_be_known("data", name, [*LOADERS, "an .npz file"]))
+        pixels, labels = LOADERS[name](source)
     values = torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float64))
     values = (values - values.mean()) / values.std(correction=0)
     signs = torch.from_numpy(labels.astype(np.float64))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from saiopt.choices import must_be_known, require_known
 from saiopt.lab.environment import environment
 from saiopt.lab.identity import code_hash
 from saiopt.lab.noise.cells import Cells, Row
@@ -55,11 +56,7 @@ class Settings:
             "activation": GAINS,
             "precision": PRECISIONS,
         }.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}, "
-                    f"got {getattr(self, name)}"
-                )
+            require_known(name, getattr(self, name), known)
         numbers = ["width", "batch_size", "max_steps", "held_out", "look_every"]
         if self.layers is not None:
             numbers.append("layers")
@@ -124,9 +121,7 @@ def plan(
         if not all(math.isfinite(value) for value in values):
             raise ValueError(f"{name} must hold finite numbers, got {[*values]}")
     if unknown := set(optimizers) - set(OPTIMIZERS):
-        raise ValueError(
-            f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {min(unknown)}"
-        )
+        raise ValueError(must_be_known("optimizer", min(unknown), OPTIMIZERS))
     if seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {seeds}")
     chosen = middle(alphas) if critical_alpha is None else critical_alpha

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from saiopt.choices import require_known
 from saiopt.lab.optimizers import (
     adam_mini,
     by_role,
@@ -202,10 +203,7 @@ def get_optimizer(name: str) -> OptimizerSpec:
     Raises:
         ValueError: If there is no such optimizer.
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(
-            f"optimizer must be one of {', '.join(OPTIMIZERS)}, got {name}"
-        )
+    require_known("optimizer", name, OPTIMIZERS)
     return OPTIMIZERS[name]
 
 

@@ -29,6 +29,8 @@ class OptimizerSpec:
         shards: Whether it can step parameters that FSDP2 has sharded.
         estimates_size: Whether it finds the size of its steps while it trains, and
             begins with almost none: its first updates say nothing of its learning rate.
+        code: Hash of a user's code, where the optimizer is one that a user brings; part
+            of a run's identity.
         revision: Counts the changes of its numbers that ``settings`` do not tell; part
             of a run's identity, so that what was trained before is not taken for it.
     """
@@ -45,3 +47,4 @@ class OptimizerSpec:
     shards: bool = True
     estimates_size: bool = False
     revision: int = 0
+    code: str = ""

@@ -5,6 +5,8 @@ import json
 from collections.abc import Mapping
 from importlib.resources import files
 
+from saiopt.choices import must_be_known
+
 PUBLISHED = ("vit-s16-imagenet", "resnet18-cifar10")
 _NAMES = {
     "sgdsai": "SGD-SaI",
@@ -52,7 +54,7 @@ def published_grid(name: str) -> PublishedGrid:
         ValueError: If there is no such grid.
     """
     if name not in PUBLISHED:
-        raise ValueError(f"published must be one of {', '.join(PUBLISHED)}, got {name}")
+        raise ValueError(must_be_known("published", name, PUBLISHED))
     content = json.loads((files(__name__) / f"{name}.json").read_text("utf-8"))
     decays = tuple(content["weight_decay"])
     return PublishedGrid(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from saiopt.choices import require_known
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.recipes.ddpm_digits import ddpm_digits
 from saiopt.lab.recipes.gpt2_openwebtext import gpt2_openwebtext
@@ -44,6 +45,5 @@ def get_recipe(name: str) -> Recipe:
     Raises:
         ValueError: If there is no such recipe.
     """
-    if name not in RECIPES:
-        raise ValueError(f"recipe must be one of {', '.join(RECIPES)}, got {name}")
+    require_known("recipe", name, RECIPES)
     return RECIPES[name]()

@@ -90,5 +90,6 @@ def gpt2_openwebtext() -> Recipe:
         decay_per_step=6e-5,
         lrs={"adamw": 6e-4},
         micro_batches=40,
+        optimizer="adamw",
         size="published",
     )

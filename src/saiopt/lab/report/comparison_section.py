@@ -3,15 +3,19 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saiopt.lab.differences import MEANING, Differences, differences
 from saiopt.lab.intervals import Estimate, result_text
 from saiopt.lab.progress import duration, milliseconds
-from saiopt.lab.report.markup import best_index, note, picture, table
+from saiopt.lab.report.markup import note, picture, table
 from saiopt.lab.report.sources import Source
 
-_INTERVALS = "mean ± 95 % Student interval over n seeds"
+_JUDGED = (
+    "Better, worse or open: Holm's procedure at 5 % for all differences together; in "
+    "bold what is better than all others."
+)
 
 
-def comparison_section(source: Source, prefix: str) -> tuple[str, str]:
+def comparison_section(source: Source, prefix: str) -> str:
     """Report a comparison.
 
     Args:
@@ -19,24 +23,49 @@ def comparison_section(source: Source, prefix: str) -> tuple[str, str]:
         prefix: For the ids of its pictures.
 
     Returns:
-        Heading and HTML.
+        HTML.
     """
     content = source.content
     metric, rows = content["metric"], content["rows"]
-    means = [
-        None if row["metric"] is None or row["diverged"] else row["metric"]["mean"]
-        for row in rows
-    ]
+    found = _differences(content)
+    winner = (
+        [row["optimizer"] for row in rows].index(found.winner) if found.winner else None
+    )
     html = picture(source.folder / "curves.svg", f"{metric['label']} by step", prefix)
     # The result beside the name, where a narrow screen shows it.
     columns = ("optimizer", metric["label"], "lr", "decay")
     html += table(
         (*columns, "state B/param", "step ms", "time"),
         [_row(row) for row in rows],
-        best_index(means, metric["higher_is_better"]),
+        winner,
     )
-    html += note(f"{_INTERVALS}; {source.folder.name}")
-    return f"{content['recipe']}: comparison", html
+    if found.found:
+        heading = (f"against {found.best}, the best mean", "difference, seed by seed")
+        html += table(heading, found.lines())
+    html += note(f"{MEANING}. {_JUDGED}")
+    html += "".join(note(text, "warn") for text in content.get("cautions", ()))
+    return html + note(_facts(source))
+
+
+def _differences(content: Mapping[str, Any]) -> Differences:
+    metric = content["metric"]
+    values: dict[str, dict[int, float | None]] = {}
+    for run in content["runs"]:
+        value = run["metrics"].get(metric["name"])
+        values.setdefault(run["optimizer"], {})[run["seed"]] = value
+    higher = metric["higher_is_better"]
+    return differences(content["recipe"], values, higher_is_better=higher)
+
+
+def _facts(source: Source) -> str:
+    """Say what was compared, when, and where it lies."""
+    fields, runs = source.fields, source.content["runs"]
+    seeds = ", ".join(str(seed) for seed in dict.fromkeys(run["seed"] for run in runs))
+    names = ("steps", "batch_size", "schedule", "warmup_fraction", "clip_norm")
+    told = [f"{n.replace('_', ' ')} {fields[n]}" for n in names if n in fields]
+    task = [f"{n} {value}" for n, value in fields.items() if n.startswith("task.")]
+    finished = [f"finished {source.finished}"] if source.finished else []
+    return ", ".join([*told, *task, f"seeds {seeds}", *finished, source.folder.name])
 
 
 def _row(row: Mapping[str, Any]) -> Sequence[str]:

@@ -8,7 +8,7 @@ from saiopt.lab.report.markup import details, note, picture, table
 from saiopt.lab.report.sources import Source
 
 
-def gsnr_section(source: Source, prefix: str) -> tuple[str, str]:
+def gsnr_section(source: Source, prefix: str) -> str:
     """Report a measurement of g-SNR.
 
     Args:
@@ -16,9 +16,8 @@ def gsnr_section(source: Source, prefix: str) -> tuple[str, str]:
         prefix: For the ids of its pictures.
 
     Returns:
-        Heading and HTML.
+        HTML.
     """
-    run = source.read("recipe.json") or {}
     html = picture(source.folder / "gsnr.svg", "g-SNR/√n by step", prefix)
     blocks: dict[str, list[Mapping[str, Any]]] = {}
     for row in source.content:
@@ -26,9 +25,7 @@ def gsnr_section(source: Source, prefix: str) -> tuple[str, str]:
     lines = [_row(block, rows) for block, rows in blocks.items()]
     columns = ("block", "n", "√n", "g-SNR", "at end", "/√n", "at end")
     html += details(f"All {len(lines)} blocks", table(columns, lines))
-    html += note(source.folder.name)
-    name = run.get("recipe", {}).get("name", source.folder.name)
-    return f"{name}: g-SNR with {run.get('optimizer', 'an optimizer')}", html
+    return html + note(f"finished {source.finished}, {source.folder.name}")
 
 
 def _row(block: str, rows: Sequence[Mapping[str, Any]]) -> Sequence[str]:

@@ -91,22 +91,6 @@ def picture(path: Path, label: str, prefix: str) -> str:
     return f"<figure class='scroll'>\n{text}</figure>\n"
 
 
-def best_index(values: Sequence[float | None], higher_is_better: bool) -> int | None:
-    """Find the row to set in bold.
-
-    Args:
-        values: One per row, None where there is none.
-        higher_is_better: Whether the best value is the largest.
-
-    Returns:
-        Its index, None where fewer than two values are known.
-    """
-    known = [value for value in values if value is not None]
-    if len(known) < 2:
-        return None
-    return values.index((max if higher_is_better else min)(known))
-
-
 def _least_width(points: float) -> int:
-    """Return the width below which a picture scrolls; one panel fits any screen."""
-    return 0 if points <= _ONE_PANEL else 520
+    """Return the width below which a picture scrolls, since its letters get small."""
+    return min(round(points), _ONE_PANEL) * 10 // 11

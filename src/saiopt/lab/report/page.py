@@ -22,7 +22,13 @@ nav ul { padding: 0; margin: .75rem 0; list-style: none; }
 nav li { margin: .15rem 0; overflow-wrap: anywhere; }
 .note { color: var(--soft); font-size: .9rem; }
 .warn { color: var(--warn); }
-.scroll { overflow-x: auto; margin: .75rem 0; }
+/* A shadow at an edge says that there is more to see beyond it. */
+.scroll { overflow-x: auto; margin: .75rem 0;
+  background: linear-gradient(90deg, var(--paper) 30%, transparent) left / 2.5rem 100%,
+    linear-gradient(270deg, var(--paper) 30%, transparent) right / 2.5rem 100%,
+    linear-gradient(90deg, #0003, transparent) left / .75rem 100%,
+    linear-gradient(270deg, #0003, transparent) right / .75rem 100%;
+  background-repeat: no-repeat; background-attachment: local, local, scroll, scroll; }
 table { border-collapse: collapse; font-size: .9rem;
   font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .8rem; text-align: right; white-space: nowrap;
@@ -40,11 +46,14 @@ summary { cursor: pointer; color: var(--link); margin: .5rem 0; }
 """
 
 
-def page(summary: str, sections: Sequence[tuple[str, str]]) -> str:
+def page(
+    summary: str, left_out: Sequence[str], sections: Sequence[tuple[str, str]]
+) -> str:
     """Write a document that needs nothing from elsewhere.
 
     Args:
         summary: One line under the title.
+        left_out: Sentences on what could not be read.
         sections: Headings and their HTML.
 
     Returns:
@@ -63,5 +72,6 @@ def page(summary: str, sections: Sequence[tuple[str, str]]) -> str:
         "<meta name='viewport' content='width=device-width, initial-scale=1'>\n"
         f"<title>saiopt report</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
         f"<h1>saiopt report</h1>\n<p class='note'>{escape(summary)}</p>\n"
-        f"<nav><ul>\n{links}</ul></nav>\n{body}</body>\n</html>\n"
+        + "".join(f"<p class='warn'>Left out: {escape(s)}</p>\n" for s in left_out)
+        + f"<nav><ul>\n{links}</ul></nav>\n{body}</body>\n</html>\n"
     )

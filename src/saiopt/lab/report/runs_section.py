@@ -1,5 +1,6 @@
 """What the report says about runs that belong to no comparison."""
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -8,11 +9,14 @@ from typing import Any
 
 from saiopt.analysis.curves import Curve, plot_curves
 from saiopt.lab.progress import duration
+from saiopt.lab.report import titles
 from saiopt.lab.report.markup import picture, table
 from saiopt.lab.report.sources import Source
 
 
-def runs_section(recipe: str, runs: Sequence[Source], prefix: str) -> tuple[str, str]:
+def runs_section(
+    recipe: str, runs: Sequence[Source], prefix: str
+) -> tuple[str, str, list[str]]:
     """Report single runs of one recipe.
 
     Args:
@@ -21,14 +25,28 @@ def runs_section(recipe: str, runs: Sequence[Source], prefix: str) -> tuple[str,
         prefix: For the ids of the picture.
 
     Returns:
-        Heading and HTML.
+        Heading, HTML, and a sentence on each log that is damaged or missing.
     """
     metrics = _metric_names(runs)
-    varied = _varied(runs)
+    varied = titles.varied([run.fields for run in runs])
     html = _curves(recipe, runs, metrics[0], varied, prefix) if metrics else ""
     columns = ("optimizer", "seed", "lr", "decay", *varied, "status", *metrics, "time")
     html += table(columns, [_row(run, metrics, varied) for run in runs])
-    return f"{recipe}: single runs", html
+    faults = [_log_fault(run) for run in runs]
+    return f"{recipe}: single runs", html, [fault for fault in faults if fault]
+
+
+def require_run(run: Source) -> None:
+    """See that a run's files hold what a section needs.
+
+    Args:
+        run: Folder of a finished run.
+
+    Raises:
+        Exception: Of any kind that looking into other content raises.
+    """
+    _row(run, _metric_names([run]), [])
+    recipe_name(run)
 
 
 def recipe_name(run: Source) -> str:
@@ -44,24 +62,8 @@ def _metric_names(runs: Sequence[Source]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.content["metrics"]))
 
 
-def _varied(runs: Sequence[Source]) -> Sequence[str]:
-    """Return the fields of recipe and code that the runs do not have in common."""
-    flat = [_fields(run) for run in runs]
-    names = dict.fromkeys(name for fields in flat for name in fields)
-    return [name for name in names if len({str(f.get(name)) for f in flat}) > 1]
-
-
-def _fields(run: Source) -> Mapping[str, Any]:
-    recipe = dict(_described(run)["recipe"])
-    task = {f"task.{name}": value for name, value in recipe.pop("task", {}).items()}
-    # The decay per step is what the column of the decay says.
-    recipe.pop("decay_per_step", None)
-    code = (run.read("environment.json") or {}).get("code", "")
-    return recipe | task | {"code": code}
-
-
 def _values(run: Source, varied: Sequence[str]) -> Sequence[str]:
-    fields = _fields(run)
+    fields = run.fields
     return [str(fields.get(name, "")) for name in varied]
 
 
@@ -116,8 +118,31 @@ def _number(run: Source, name: str) -> str:
 
 
 def _curve(run: Source, metric: str) -> Curve:
-    path = run.folder / "log.jsonl"
-    lines = path.read_text("utf-8").splitlines() if path.exists() else []
-    entries = [json.loads(line) for line in lines]
+    entries = [entry for entry in _log(run) if entry is not None]
     values = [(e["step"], e["metrics"].get(metric)) for e in entries if "metrics" in e]
     return [(step, value) for step, value in values if value is not None]
+
+
+def _log(run: Source) -> list[dict[str, Any] | None]:
+    """Return the lines of a run's log, None of one that is damaged."""
+    path = run.folder / "log.jsonl"
+    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+    return [_entry(line) for line in lines]
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    with contextlib.suppress(ValueError):
+        entry = json.loads(line)
+        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+            return entry
+    return None
+
+
+def _log_fault(run: Source) -> str | None:
+    path = run.folder / "log.jsonl"
+    if not path.exists():
+        return f"{path} is missing: its run has no curve"
+    damaged = _log(run).count(None)
+    return f"{path} has {damaged} damaged lines, without which its curve is drawn" * (
+        damaged > 0
+    )

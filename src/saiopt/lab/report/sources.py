@@ -1,8 +1,10 @@
 """What there is to report on."""
 
+import contextlib
 import dataclasses
+import datetime
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -13,6 +15,12 @@ _FILES: dict[str, Kind] = {
     "sweep.json": "sweep",
     "gsnr.json": "gsnr",
     "result.json": "run",
+}
+_NEEDED: dict[Kind, set[str]] = {
+    "comparison": {"recipe", "metric", "rows", "runs"},
+    "sweep": {"recipe", "metric", "optimizers", "seeds", "sampler"},
+    "gsnr": set(),
+    "run": {"status", "step", "metrics", "total_seconds"},
 }
 
 
@@ -43,6 +51,37 @@ class Source:
         return _read(path) if path.exists() else None
 
     @property
+    def described(self) -> dict[str, Any]:
+        """What the first of its runs is, nothing where that is not told."""
+        return self._first_run("recipe.json")
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of its runs' recipe, and the code and hardware that made them."""
+        recipe = dict(self.described.get("recipe", {}))
+        task = {f"task.{name}": value for name, value in recipe.pop("task", {}).items()}
+        # The decay per step is what the column of the decay says.
+        recipe.pop("decay_per_step", None)
+        origin = self._first_run("environment.json")
+        made = {name: origin.get(name, "") for name in ("code", "hardware")}
+        return recipe | task | made
+
+    def _first_run(self, name: str) -> dict[str, Any]:
+        for folder in self.run_folders[:1]:
+            path = self.folder.parent / folder / name
+            return _read(path) if path.exists() else {}
+        return {}
+
+    @property
+    def finished(self) -> str:
+        """The day and minute at which the last of its runs ended."""
+        paths = (self.folder.parent / n / "result.json" for n in self.run_folders)
+        times = [path.stat().st_mtime for path in paths if path.exists()]
+        if not times:
+            return ""
+        return datetime.datetime.fromtimestamp(max(times)).strftime("%Y-%m-%d %H:%M")
+
+    @property
     def run_folders(self) -> list[str]:
         """Names of the runs that this is made of."""
         if self.kind == "comparison":
@@ -53,36 +92,58 @@ class Source:
         return [self.folder.name]
 
 
-def find_sources(folders: Sequence[Path], runs_dir: Path) -> list[Source]:
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What there is, and what cannot be read.
+
+    Args:
+        sources: Comparisons, sweeps, measurements of g-SNR, and runs that are in none
+            of the comparisons and sweeps, each in the order of their names.
+        left_out: A sentence on each folder that is damaged.
+    """
+
+    sources: Sequence[Source]
+    left_out: Sequence[str]
+
+
+def find_sources(folders: Sequence[Path], runs_dir: Path) -> Found:
     """Read folders, or all of a runs folder.
 
     Args:
-        folders: Chosen ones; none for all that ``runs_dir`` holds.
+        folders: Chosen ones, or whole runs folders; none for all that ``runs_dir``
+            holds.
         runs_dir: Where run folders live.
 
     Returns:
-        Comparisons, sweeps, measurements of g-SNR, and runs that are in none of the
-        comparisons and sweeps, each in the order of their names.
+        What is there.
 
     Raises:
-        ValueError: If a chosen folder holds nothing, nothing is there, or a file is
-            damaged.
+        ValueError: If a chosen folder holds nothing, or nothing is there that can be
+            read.
     """
+    found = [path for folder in folders or [runs_dir] for path in _within(folder)]
     for folder in folders:
-        if _main_file(folder) is None:
+        if not _within(folder):
             raise ValueError(
-                "runs must be folders that a finished command has written, got "
-                f"{folder}"
+                "runs must be folders that a finished command has written, or hold "
+                f"some, got {folder}"
             )
-    found = folders or [f for f in _subfolders(runs_dir) if _main_file(f) is not None]
     if not found:
         raise ValueError(f"runs_dir must hold finished runs, got {runs_dir}")
-    sources = [_source(folder) for folder in found]
+    sources, left_out = [], []
+    for folder in dict.fromkeys(found):
+        try:
+            sources.append(read_source(folder))
+        except ValueError as error:
+            left_out.append(str(error))
+    if not sources:
+        raise ValueError("; ".join(left_out))
     parents = [s for s in sources if s.kind in {"comparison", "sweep"}]
-    covered = {name for parent in parents for name in parent.run_folders}
-    kept = [s for s in sources if s.kind != "run" or s.folder.name not in covered]
+    covered = {p.folder.parent / name for p in parents for name in p.run_folders}
+    kept = [s for s in sources if s.kind != "run" or s.folder not in covered]
     order = list(_FILES.values())
-    return sorted(kept, key=lambda s: (order.index(s.kind), s.folder.name))
+    kept.sort(key=lambda s: (order.index(s.kind), s.folder.name))
+    return Found(kept, left_out)
 
 
 def environments(sources: Iterable[Source]) -> dict[str, list[str]]:
@@ -92,29 +153,79 @@ def environments(sources: Iterable[Source]) -> dict[str, list[str]]:
         sources: To be reported.
 
     Returns:
-        The different values of each entry, as text, the most common first.
+        The different values of each entry, as text, the most common first. Where there
+        are several, each says of how many runs it is, and names one of them.
     """
     paths = {s.folder.parent / name for s in sources for name in s.run_folders}
     paths |= {s.folder for s in sources if s.kind in {"gsnr", "run"}}
-    counts: dict[str, dict[str, int]] = {}
+    columns: dict[str, dict[str, list[str]]] = {}
     for path in sorted(paths):
-        file = path / "environment.json"
-        for name, value in (_read(file) if file.exists() else {}).items():
-            column = counts.setdefault(name, {})
+        for name, value in _environment(path).items():
             text = "none" if value is None else str(value)
-            column[text] = column.get(text, 0) + 1
-    return {
-        name: sorted(column, key=lambda text: -column[text])
-        for name, column in counts.items()
-    }
+            columns.setdefault(name, {}).setdefault(text, []).append(path.name)
+    return {name: _told_apart(column) for name, column in columns.items()}
 
 
-def _source(folder: Path) -> Source:
-    name = _main_file(folder) or ""
-    return Source(_FILES[name], folder, _read(folder / name))
+def _told_apart(column: Mapping[str, Sequence[str]]) -> list[str]:
+    if len(column) == 1:
+        return list(column)
+    ordered = sorted(column.items(), key=lambda item: -len(item[1]))
+    return [
+        f"{text} ({len(runs)} run{'s' * (len(runs) > 1)}, such as {runs[0]})"
+        for text, runs in ordered
+    ]
 
 
-def _main_file(folder: Path) -> str | None:
+def _environment(run: Path) -> Mapping[str, Any]:
+    """Return where a run was made, nothing where that cannot be read."""
+    with contextlib.suppress(ValueError, OSError):
+        value = json.loads((run / "environment.json").read_text("utf-8"))
+        return value if isinstance(value, dict) else {}
+    return {}
+
+
+def read_source(folder: Path, name: str | None = None) -> Source:
+    """Read a file of a folder, and see that it says what a reader needs.
+
+    Args:
+        folder: That a command has written.
+        name: Of the file; None for the folder's main one.
+
+    Returns:
+        The source.
+
+    Raises:
+        ValueError: If a file of the folder is damaged.
+    """
+    name = name or main_file(folder) or ""
+    source = Source(_FILES[name], folder, _read(folder / name))
+    content, needed = source.content, _NEEDED[source.kind]
+    missing = needed - (set(content) if isinstance(content, dict) else set())
+    if missing:
+        raise ValueError(f"{folder / name} lacks {', '.join(sorted(missing))}")
+    if source.kind == "gsnr" and not isinstance(content, list):
+        raise ValueError(f"{folder / name} must hold rows")
+    for other in ("recipe.json", "environment.json"):
+        source.read(other)
+    return source
+
+
+def _within(folder: Path) -> list[Path]:
+    """Return a folder that a command has written, or all such folders in it."""
+    if main_file(folder) is not None:
+        return [folder]
+    return [path for path in _subfolders(folder) if main_file(path) is not None]
+
+
+def main_file(folder: Path) -> str | None:
+    """Return the file that says what a folder is of, None of another folder.
+
+    Args:
+        folder: Any.
+
+    Returns:
+        The file's name.
+    """
     return next((name for name in _FILES if (folder / name).exists()), None)
 
 
@@ -128,4 +239,4 @@ def _read(path: Path) -> Any:  # noqa: ANN401 - JSON
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path.name} must be readable JSON, got {path}") from error
+        raise ValueError(f"{path} must be readable JSON") from error

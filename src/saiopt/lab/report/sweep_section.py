@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from saiopt.lab.differences import differences
 from saiopt.lab.progress import duration
-from saiopt.lab.report.markup import best_index, details, note, picture, table
+from saiopt.lab.report.markup import details, note, picture, table
 from saiopt.lab.report.sources import Source
 
 
-def sweep_section(source: Source, prefix: str) -> tuple[str, str]:
+def sweep_section(source: Source, prefix: str) -> str:
     """Report a sweep.
 
     Args:
@@ -16,7 +17,7 @@ def sweep_section(source: Source, prefix: str) -> tuple[str, str]:
         prefix: For the ids of its pictures.
 
     Returns:
-        Heading and HTML.
+        HTML.
     """
     content = source.content
     label = content["metric"]["label"]
@@ -25,18 +26,34 @@ def sweep_section(source: Source, prefix: str) -> tuple[str, str]:
         title = f"{label}, {name.replace('_', ' ')}"
         html += picture(source.folder / f"{name}.svg", title, f"{prefix}-{name}")
     tried = content["optimizers"]
-    best = [optimizer["best"] for optimizer in tried]
-    means = [None if cell is None else cell["mean"] for cell in best]
     html += table(
         ("optimizer", "best lr", "decay", label, "diverged"),
         [_row(optimizer) for optimizer in tried],
-        best_index(means, content["metric"]["higher_is_better"]),
+        _winner(content),
     )
     html += "".join(note(text, "warn") for text in _warnings(tried))
     html += details("All cells", _cells(tried, label))
     seeds = ", ".join(map(str, content["seeds"]))
-    html += note(f"{content['sampler']}, seeds {seeds}; {source.folder.name}")
-    return f"{content['recipe']}: sweep", html
+    steps = source.fields.get("steps")
+    told = [
+        content["sampler"],
+        f"seeds {seeds}",
+        *([f"steps {steps}"] if steps else []),
+    ]
+    finished = [f"finished {source.finished}"] if source.finished else []
+    return html + note(", ".join([*told, *finished, source.folder.name]))
+
+
+def _winner(content: Mapping[str, Any]) -> int | None:
+    """Return the row whose best cell can be told from the best ones of all others."""
+    names = [optimizer["optimizer"] for optimizer in content["optimizers"]]
+    values = {
+        optimizer["optimizer"]: (optimizer["best"] or {}).get("values", {})
+        for optimizer in content["optimizers"]
+    }
+    higher = content["metric"]["higher_is_better"]
+    found = differences(content["recipe"], values, higher_is_better=higher)
+    return None if found.winner is None else names.index(found.winner)
 
 
 def _warnings(tried: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -9,7 +9,6 @@ from typing import Any
 from saiopt.lab.atomic import alone, write_json
 from saiopt.lab.identity import identity_hash
 from saiopt.lab.intervals import Estimate, estimate
-from saiopt.lab.optimizers import get_optimizer
 from saiopt.lab.sweep.board import Board, Cell
 from saiopt.lab.sweep.pictures import draw
 from saiopt.lab.sweep.plan import Sweep
@@ -129,8 +128,8 @@ def as_json(findings: Findings) -> dict[str, Any]:
 def _as_json(finding: Finding) -> dict[str, Any]:
     best = finding.best
     return {
-        "optimizer": finding.sweep.optimizer,
-        "settings": dict(get_optimizer(finding.sweep.optimizer).settings),
+        "optimizer": finding.sweep.title,
+        "settings": finding.sweep.runs({"lr": finding.sweep.lrs[0]})[0].all_settings,
         "lrs": finding.sweep.lrs,
         "weight_decays": finding.sweep.weight_decays,
         "best": None if best is None else _cell_as_json(best),

@@ -53,12 +53,12 @@ def draw(tried: Tried, folder: Path, published: str | None) -> None:
 
 def _panel(sweep: Sweep, cells: Sequence[Cell]) -> Panel:
     means = {(cell.lr, cell.weight_decay): cell.mean for cell in cells}
-    return Panel(sweep.optimizer, means, sweep.recipe.metric.higher_is_better)
+    return Panel(sweep.title, means, sweep.recipe.metric.higher_is_better)
 
 
 def _as_published(panel: Panel) -> Panel:
     cells = {
-        (lr, published_decay(panel.title, decay)): value
+        (lr, published_decay(panel.title.partition(" ")[0], decay)): value
         for (lr, decay), value in panel.cells.items()
     }
     return dataclasses.replace(panel, cells=cells)
@@ -77,8 +77,7 @@ def _published_panels(name: str, tried: Tried) -> list[Panel | None]:
 def _draw_curves(tried: Tried, paths: Sequence[Path]) -> None:
     recipe = tried[0][0].recipe
     curves = {
-        sweep.optimizer: [(cell.lr, cell.mean) for cell in cells]
-        for sweep, cells in tried
+        sweep.title: [(cell.lr, cell.mean) for cell in cells] for sweep, cells in tried
     }
     plot_sweep(
         {recipe.name: curves},

@@ -27,6 +27,7 @@ class Sweep:
         seeds: Every cell is trained once with each.
         sampler: ``"grid"`` tries all pairs, ``"tpe"`` proposes pairs from results.
         trials: Number of cells that TPE tries.
+        settings: Of the optimizer, instead of those that the lab gives it.
 
     Raises:
         ValueError: If a value is out of its range or comes twice.
@@ -39,6 +40,7 @@ class Sweep:
     seeds: tuple[int, ...]
     sampler: Sampler = "grid"
     trials: int = 0
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("lrs", "seeds"):
@@ -46,7 +48,10 @@ class Sweep:
         if self.weight_decays:
             _check_each_once("weight_decays", self.weight_decays)
         for cell in itertools.product(self.lrs, self.weight_decays or (None,)):
-            Run(self.recipe, self.optimizer, cell[0], self.seeds[0], 0, cell[1])
+            Run(
+                *(self.recipe, self.optimizer, cell[0], self.seeds[0], 0, cell[1]),
+                settings=self.settings,
+            )
         for seed in self.seeds:
             Run(self.recipe, self.optimizer, self.lrs[0], seed)
         if self.sampler == "tpe":
@@ -57,6 +62,12 @@ class Sweep:
             raise ValueError(f"trials must be at least 1, got {self.trials}")
         if 0 in self.weight_decays:
             raise ValueError("weight_decays must be positive for tpe, got 0")
+
+    @property
+    def title(self) -> str:
+        """The optimizer with the settings that are not the lab's."""
+        changed = (f"{name}={_short(v)}" for name, v in self.settings.items())
+        return " ".join([self.optimizer, *changed])
 
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:
@@ -86,7 +97,11 @@ class Sweep:
         """
         lr, decay = params["lr"], params.get("weight_decay")
         return [
-            Run(self.recipe, self.optimizer, lr, seed, fixed_weight_decay=decay)
+            Run(
+                *(self.recipe, self.optimizer, lr, seed),
+                fixed_weight_decay=decay,
+                settings=self.settings,
+            )
             for seed in self.seeds
         ]
 
@@ -120,6 +135,10 @@ def lrs_around(centre: float) -> tuple[float, ...]:
     (0.002, 0.0063, 0.02, 0.063, 0.2)
     """
     return tuple(float(f"{centre * 10**power:.1e}") for power in _SPAN)
+
+
+def _short(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _check_each_once(name: str, values: Sequence[float]) -> None:

@@ -27,7 +27,7 @@ def sweep_table(findings: Findings) -> Table:
     for column in ("diverged", "time"):
         table.add_column(column, justify="right")
     for finding in findings.findings:
-        table.add_row(finding.sweep.optimizer, *_columns(finding))
+        table.add_row(finding.sweep.title, *_columns(finding))
     return table
 
 
@@ -42,7 +42,7 @@ def warnings(findings: Findings) -> list[str]:
     """
     sentences = []
     for finding in findings.findings:
-        name = finding.sweep.optimizer
+        name = finding.sweep.title
         if finding.borders:
             where = " and the ".join(finding.borders)
             sentences.append(
@@ -72,7 +72,7 @@ def cell_line(sweep: Sweep, cell: Cell, done: int, total: int) -> str:
     """
     metric = sweep.recipe.metric.name
     result = "diverged" if cell.mean is None else f"{metric} {cell.mean:.4f}"
-    where = f"{sweep.optimizer} lr {cell.lr:.3g} decay {cell.weight_decay:.3g}"
+    where = f"{sweep.title} lr {cell.lr:.3g} decay {cell.weight_decay:.3g}"
     return f"{where}: {result} ({done}/{total}, {duration(cell.total_seconds)})"
 
 

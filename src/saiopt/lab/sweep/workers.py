@@ -1,10 +1,12 @@
 """Processes that train the cells of a sweep."""
 
+import contextlib
 import dataclasses
 import errno
 import multiprocessing
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from saiopt.lab.atomic import full_disk
 from saiopt.lab.environment import numerics
 from saiopt.lab.outcome import carry_out, code_of
+from saiopt.lab.own.optimizer import optimizer_names
 from saiopt.lab.run_folder import RunFolderError
 from saiopt.lab.sweep.board import Board, Cell, open_storage
 from saiopt.lab.sweep.plan import Sweep
@@ -31,12 +34,15 @@ class Place:
         storage: URL of the sweep's database.
         device: Where to train.
         threads: CPU threads of each process.
+        own: References to the optimizers that the user brings, which other processes
+            must load for themselves.
     """
 
     runs_dir: Path
     storage: str
     device: torch.device
     threads: int
+    own: tuple[str, ...] = ()
 
     @property
     def locks(self) -> Path:
@@ -111,16 +117,8 @@ def work_off_together(
         RunFolderError: If a run's folder is damaged or in use.
         OSError: If a worker has found the disk full.
     """
-    context = multiprocessing.get_context("spawn")
-    workers: dict[Any, Any] = {}
-    for _ in range(count):
-        mine, theirs = context.Pipe(duplex=False)
-        worker = context.Process(
-            target=_work, args=(sweeps, place, theirs), daemon=True
-        )
-        worker.start()
-        theirs.close()
-        workers[mine] = worker
+    with _without_interrupts():
+        workers = dict(_started(sweeps, place, count))
     try:
         _listen(list(workers), sweeps, announce)
     except BaseException:
@@ -131,6 +129,34 @@ def work_off_together(
         for worker in workers.values():
             worker.join()
     return sum(worker.exitcode != 0 for worker in workers.values())
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Let processes that are started in the meantime leave Ctrl-C to this one.
+
+    A terminal tells all of them, and one that is still importing would print a
+    traceback. This process is told when the context ends.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _started(
+    sweeps: Sequence[Sweep], place: Place, count: int
+) -> Iterator[tuple[Any, Any]]:
+    context = multiprocessing.get_context("spawn")
+    for _ in range(count):
+        mine, theirs = context.Pipe(duplex=False)
+        worker = context.Process(
+            target=_work, args=(sweeps, place, theirs), daemon=True
+        )
+        worker.start()
+        theirs.close()
+        yield mine, worker
 
 
 def _listen(
@@ -155,6 +181,7 @@ def _work(sweeps: Sequence[Sweep], place: Place, mouth: Connection) -> None:
     def tell(sweep: Sweep, cell: Cell) -> None:
         mouth.send((sweeps.index(sweep), cell))
 
+    optimizer_names(list(place.own))
     try:
         work_off(sweeps, sweeps[0].recipe.task.load(), place, tell)
     except RunFolderError as error:

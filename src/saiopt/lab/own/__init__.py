@@ -1,0 +1,1 @@
+"""Recipes and optimizers that users bring, from their files or from a notebook."""
