@@ -128,10 +128,9 @@ def gpt_stdlib() -> Recipe:
             "muon": 1e-2,
             "prodigy": 2e-1,
             "schedule-free-adamw": 5e-3,
-            # Not from a sweep.
-            "sgdsai-orthogonal": 1e-2,
+            "sgdsai-orthogonal": 2e-2,
             "sgdsai-factored": 2e-3,
-            "muon-factored": 1e-2,
-            "muon-adamw": 1e-2,
+            "muon-factored": 2e-2,
+            "muon-adamw": 2e-2,
         },
     )
