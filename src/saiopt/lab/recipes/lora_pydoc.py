@@ -97,5 +97,9 @@ def lora_pydoc() -> Recipe:
             "scaled-adamw": 1e-2,
             "sgdsai-frozen-a": 1e-2,
             "adamw-frozen-a": 1e-2,
+            "sgdsai-orthogonal": 1e-2,
+            "sgdsai-factored": 5e-3,
+            "muon-factored": 1e-2,
+            "muon-adamw": 1e-2,
         },
     )
