@@ -18,8 +18,8 @@ SEEDS = 5
 COMMAND = [
     *("noise", "phase", "--json", "--data", "mnist-5k", "--alphas", "32768"),
     *("--sizes", "256", "512", "1024", "2048", "4096"),
-    *("--temperatures", *(str(2.0**power) for power in range(-12, -1))),
-    *("--held-out", "904", "--precision", "float32", "--max-steps", "80000"),
+    *("--temperatures", *(str(2.0**power) for power in range(-12, -2))),
+    *("--held-out", "904", "--precision", "float32", "--max-steps", "20000"),
 ]
 
 
