@@ -124,7 +124,22 @@ def test_a_comparison_leaves_numbers_and_pictures(tiny: Recipe, tmp_path: Path) 
     assert written["rows"][0]["metric"]["mean"] == comparison.rows[0].metric.mean
     assert [run["optimizer"] for run in written["runs"]] == ["adamw", "sgd"]
     assert (comparison.folder / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert "sgd" in (comparison.folder / "curves.svg").read_text()
+    for name in ("curves", "seconds", "loss"):
+        assert "sgd" in (comparison.folder / f"{name}.svg").read_text()
+
+
+def test_the_training_loss_is_averaged_and_the_time_told(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saiopt.lab.outcome._POINTS", 4)
+    comparison, _ = carry(tiny, tmp_path, {"adamw": 0.01})
+    [outcome] = comparison.outcomes
+    losses = [line["loss"] for line in outcome.log if "loss" in line]
+    assert [step for step, _ in outcome.losses] == [3, 6, 9, 12]
+    assert outcome.losses[0][1] == pytest.approx(sum(losses[:3]) / 3)
+    assert [step for step, _ in outcome.seconds] == [0, 5, 10, 12]
+    times = [seconds for _, seconds in outcome.seconds]
+    assert times == sorted(times)
 
 
 def test_processes_that_compare_the_same_draw_one_after_the_other(
@@ -141,7 +156,8 @@ def test_processes_that_compare_the_same_draw_one_after_the_other(
     monkeypatch.setattr("saiopt.lab.compare.plot_curves", draw)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda _: carry(tiny, tmp_path, {"adamw": 0.01}), range(3)))
-    assert drawing == ["begins", "ends"] * 3
+    # Each draws three pictures.
+    assert drawing == ["begins", "ends"] * 9
 
 
 def test_the_table_fits_eighty_columns(tiny: Recipe, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from saiopt.analysis.curves import Curve, plot_curves
+from saiopt.analysis.curves import Curve, mean_curve, plot_curves
 from saiopt.choices import must_be_known
 from saiopt.lab.atomic import alone, write_json
 from saiopt.lab.cautions import cautions
@@ -267,17 +267,44 @@ def _write(comparison: Comparison) -> None:
 
 
 def _plot(comparison: Comparison) -> None:
-    curves: dict[str, list[Curve]] = {}
+    """Draw the metric by step and by seconds, and the training loss."""
+    by_name: dict[str, list[Outcome]] = {}
     for outcome in comparison.outcomes:
-        curves.setdefault(outcome.run.optimizer, []).append(outcome.curve)
-    paths = [comparison.folder / f"curves.{suffix}" for suffix in ("png", "svg")]
-    recipe = comparison.recipe
+        by_name.setdefault(outcome.run.optimizer, []).append(outcome)
+    label = comparison.recipe.metric.label
+    curves = {name: [o.curve for o in group] for name, group in by_name.items()}
+    losses = {name: [o.losses for o in group] for name, group in by_name.items()}
+    timed = {name: [_by_seconds(group)] for name, group in by_name.items()}
+    _draw(comparison, "curves", curves, label, "step")
+    _draw(comparison, "loss", losses, "training loss", "step")
+    if any(any(each) for each in timed.values()):
+        _draw(comparison, "seconds", timed, label, "seconds, evaluations included")
+
+
+def _draw(
+    comparison: Comparison,
+    name: str,
+    curves: Mapping[str, Sequence[Curve]],
+    label: str,
+    across: str,
+) -> None:
+    paths = [comparison.folder / f"{name}.{suffix}" for suffix in ("png", "svg")]
     seeds = [outcome.run.seed for outcome in comparison.outcomes]
     count = len(set(seeds))
-    title = f"{recipe.name}, " + (
+    title = f"{comparison.recipe.name}, " + (
         f"mean of {count} seeds" if count > 1 else f"seed {seeds[0]}"
     )
-    plot_curves(curves, title, recipe.metric.label, paths)
+    plot_curves(curves, title, label, paths, across)
+
+
+def _by_seconds(group: Sequence[Outcome]) -> Curve:
+    """Average time and metric over the seeds at the steps that all have reached."""
+    times = dict(mean_curve([outcome.seconds for outcome in group]))
+    values = dict(mean_curve([outcome.curve for outcome in group]))
+    # The first evaluation is before training, however long it takes.
+    return [
+        (times[step] if step else 0.0, values[step]) for step in values if step in times
+    ]
 
 
 def _lr(table: Mapping[str, float], optimizer: str) -> float:

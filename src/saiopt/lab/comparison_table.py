@@ -83,7 +83,7 @@ def as_text(comparison: Comparison) -> str:
     Returns:
         Lines.
     """
-    console = Console(width=100, highlight=False)
+    console = Console(width=80, highlight=False)
     with console.capture() as capture:
         console.print(comparison_table(comparison))
         if comparison.differences.found:

@@ -252,7 +252,10 @@ class _Session:
         with in_precision(self.recipe.precision, self.device):
             metrics = self.task.evaluate(self.model)
         self.ranks.forget(self.spread)
-        self.folder.append({"step": self.step, "metrics": metrics})
+        elapsed = time.perf_counter() - self.started
+        self.folder.append(
+            {"step": self.step, "metrics": metrics, "total_seconds": elapsed}
+        )
         self.observe(Progress(self.run, self.step, None, metrics))
         return metrics
 

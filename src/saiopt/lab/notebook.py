@@ -69,7 +69,7 @@ def compare_optimizers(
     console = Console(highlight=False)
     with display(runs, console) as observe:
         comparison = compare(runs, task, folder, _device(device), observe)
-    console.print(as_text(comparison))
+    console.print(as_text(comparison), soft_wrap=True)
     return comparison
 
 

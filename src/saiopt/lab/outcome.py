@@ -1,6 +1,7 @@
 """A run from its plan to its end."""
 
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from saiopt.lab.recipe import Recipe
 from saiopt.lab.run import Run
 from saiopt.lab.run_folder import FollowedFolder, RunFolder
 from saiopt.lab.task import Brought, Task
+
+# Points of the curve of the training loss.
+_POINTS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,23 @@ class Outcome:
         """Steps and values of the recipe's metric, as far as they are finite."""
         values = ((line["step"], self._metric_of(line)) for line in self.log)
         return [(step, value) for step, value in values if value is not None]
+
+    @property
+    def seconds(self) -> list[tuple[int, float]]:
+        """Steps of evaluations, and the time that the run had taken by then."""
+        lines = (line for line in self.log if "total_seconds" in line)
+        return [(line["step"], line["total_seconds"]) for line in lines]
+
+    @property
+    def losses(self) -> list[tuple[int, float]]:
+        """Steps and training losses, each the mean over some steps up to it."""
+        lines = [line for line in self.log if line.get("loss") is not None]
+        size = max(len(lines) // _POINTS, 1)
+        groups = (lines[start : start + size] for start in range(0, len(lines), size))
+        return [
+            (group[-1]["step"] + 1, statistics.fmean(line["loss"] for line in group))
+            for group in groups
+        ]
 
     @property
     def value(self) -> float | None:

@@ -6,7 +6,7 @@ from typing import Any
 from saiopt.lab.differences import MEANING, Differences, differences
 from saiopt.lab.intervals import Estimate, result_text
 from saiopt.lab.progress import duration, milliseconds
-from saiopt.lab.report.markup import note, picture, table
+from saiopt.lab.report.markup import details, note, picture, table
 from saiopt.lab.report.sources import Source
 
 _JUDGED = (
@@ -42,6 +42,10 @@ def comparison_section(source: Source, prefix: str) -> str:
     if found.found:
         heading = (f"against {found.best}, the best mean", "difference, seed by seed")
         html += table(heading, found.lines())
+    more = picture(source.folder / "seconds.svg", "by seconds", f"{prefix}-seconds")
+    more += picture(source.folder / "loss.svg", "training loss", f"{prefix}-loss")
+    if more:
+        html += details("By seconds, and the training loss", more)
     html += note(f"{MEANING}. {_JUDGED}")
     html += "".join(note(text, "warn") for text in content.get("cautions", ()))
     return html + note(_facts(source))
