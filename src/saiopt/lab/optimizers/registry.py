@@ -34,9 +34,7 @@ def _sai(scaling: str, source: str = _RELEASE) -> OptimizerSpec:
     return OptimizerSpec(scaled_once.sgdsai, settings, source, steps_in_backward=alone)
 
 
-def _by_role(
-    rule: str, source: str, *, shards: bool
-) -> Iterator[tuple[str, OptimizerSpec]]:
+def _by_role(rule: str, source: str) -> Iterator[tuple[str, OptimizerSpec]]:
     """Yield SGD-SaI by roles, and with momentum in fewer bits."""
     name = f"sgdsai-{rule}"
     for suffix, state_dtype in {"": None, **_LOW_BITS}.items():
@@ -49,7 +47,6 @@ def _by_role(
                 f"as {name}, with momentum in {state_dtype}" if suffix else source,
                 lr_of=name if suffix else None,
                 steps_in_backward=True,
-                shards=shards,
             ),
         )
 
@@ -67,21 +64,13 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         )
         for suffix, name in _LOW_BITS.items()
     },
-    # Its matrices must be whole.
     **dict(
         _by_role(
             "orthogonal",
             "ours: Muon on a balanced momentum, factored scales for the rest",
-            shards=False,
         )
     ),
-    **dict(
-        _by_role(
-            "factored",
-            "ours: Adafactor's second moment, measured once",
-            shards=True,
-        )
-    ),
+    **dict(_by_role("factored", "ours: Adafactor's second moment, measured once")),
     "sgdm-decoupled": _sai("none", "as sgdsai, with every scale 1"),
     "adamw": OptimizerSpec(_adamw, _ADAMW_SETTINGS, _GPT3),
     "sgd": OptimizerSpec(sgd, {"momentum": 0.9}, "the usual momentum"),
