@@ -51,8 +51,9 @@ def test_a_finished_run_has_its_result_and_no_checkpoint(tmp_path: Path) -> None
     folder = open_folder(tmp_path)
     folder.checkpoint.write_bytes(b"weights")
     assert folder.result() is None
-    folder.finish({"status": "finished"})
-    assert open_folder(tmp_path).result() == {"status": "finished"}
+    result = {"status": "finished", "step": 1, "metrics": {}, "total_seconds": 0.1}
+    folder.finish(result)
+    assert open_folder(tmp_path).result() == result
     assert not folder.checkpoint.exists()
 
 

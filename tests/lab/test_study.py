@@ -153,7 +153,7 @@ def test_settings_need_a_folder_of_their_own(tmp_path):
     elsewhere = ("--out", str(tmp_path / "elsewhere"))
     [recipe] = recipes_of(options(tmp_path, "--set", "steps=3", *elsewhere))
     assert recipe.steps == 3
-    with pytest.raises(SystemExit, match="set must name one of"):
+    with pytest.raises(SystemExit, match=r"^field in set must be one of .*mean steps"):
         recipes_of(options(tmp_path, "--set", "stops=3", *elsewhere))
     with pytest.raises(SystemExit, match="set must be NAME=VALUE, got steps"):
         recipes_of(options(tmp_path, "--set", "steps", *elsewhere))
@@ -173,7 +173,7 @@ def test_learning_rates_may_be_given_with_a_folder_for_their_rows(tmp_path):
         ("sgdsai", "lr must be NAME=VALUE, got sgdsai"),
         ("sgdsai=x", "lr must be a number, got x"),
         ("sgdsai=-1", "lr must be"),
-        ("adamw=1", "lr must name one of sgdsai, got adamw"),
+        ("adamw=1", "optimizer in lr must be one of sgdsai, got adamw"),
     ],
 )
 def test_a_wrong_learning_rate_is_one_sentence(tmp_path, given, rule):

@@ -78,7 +78,7 @@ def test_an_error_within_training_is_not_taken_for_bad_input(
         ([*PERCEPTRON, "--sizes", "1"], "sizes must be at least batch_size, got 1"),
         ([*PERCEPTRON, "--workers", "0"], "workers must be at least 1, got 0"),
         ([*PERCEPTRON, "--seeds", "0"], "seeds must be at least 1, got 0"),
-        ([*PERCEPTRON, "--sizes"], "sizes must hold at least one value, got none"),
+        ([*PERCEPTRON, "--sizes"], "sizes must be given at least one value, got none"),
         ([*PERCEPTRON, "--temperatures", "nan"], "temperatures must be finite, got"),
         ([*PERCEPTRON, "--chi", "1", "inf"], "chi must be finite, got [1.0, inf]"),
         ([*PHASE, "--alphas", "nan"], "alphas must hold finite numbers, got [nan]"),
