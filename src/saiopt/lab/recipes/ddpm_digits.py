@@ -115,5 +115,9 @@ def ddpm_digits() -> Recipe:
             "sgd": 2e-1,
             "sgdm-decoupled": 2.0,
             "sgdsai-shuffled": 2e-1,
+            "sgdsai-orthogonal": 2e-2,
+            "sgdsai-factored": 1e-2,
+            "muon-factored": 2e-2,
+            "muon-adamw": 2e-2,
         },
     )
