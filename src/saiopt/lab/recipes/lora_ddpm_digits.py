@@ -95,5 +95,9 @@ def lora_ddpm_digits() -> Recipe:
             "scaled-adamw": 2e-2,
             "sgdsai-frozen-a": 10.0,
             "adamw-frozen-a": 5e-2,
+            "sgdsai-orthogonal": 2e-2,
+            "sgdsai-factored": 2e-2,
+            "muon-factored": 2e-2,
+            "muon-adamw": 2e-2,
         },
     )

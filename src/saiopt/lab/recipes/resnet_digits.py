@@ -70,5 +70,9 @@ def resnet_digits() -> Recipe:
             "sgdm-decoupled": 2.0,
             "sgdsai-shuffled": 5e-2,
             "adam": 1e-2,
+            "sgdsai-orthogonal": 1e-2,
+            "sgdsai-factored": 1e-2,
+            "muon-factored": 5e-3,
+            "muon-adamw": 5e-3,
         },
     )
