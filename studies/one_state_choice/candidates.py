@@ -188,8 +188,7 @@ class Stepper:
             param.sub_(along, alpha=factor * point.lr * multiplier)
 
     def _orthogonal(self, param: Tensor, grad: Tensor) -> Tensor:
-        momentum, mu = self._momenta[param], self._point.momentum
-        x = (mu * momentum + (1 - mu) * grad).flatten(1)
+        x = self._ahead(param, grad).flatten(1)
         before = self._candidate.before
         if before == "measured":
             self._scales[param].measure(grad)
@@ -198,13 +197,20 @@ class Stepper:
             x = _over_rms(x, 1)
         if before in {"columns", "rows_columns"}:
             x = _over_rms(x, 0)
-        found = orthogonal_factor(x)
+        found = self._factor(x)
         if self._candidate.after == "normuon":
             second = self._rows[param]
             second.lerp_(found.square().mean(1, keepdim=True), 1 - BETA2)
             found = found / (second.sqrt() + EPS)
             found = found * math.sqrt(min(found.shape)) / found.norm()
         return found.view(param.shape) * (0.2 * math.sqrt(max(found.shape)))
+
+    def _ahead(self, param: Tensor, grad: Tensor) -> Tensor:
+        momentum, mu = self._momenta[param], self._point.momentum
+        return mu * momentum + (1 - mu) * grad
+
+    def _factor(self, matrix: Tensor) -> Tensor:
+        return orthogonal_factor(matrix)
 
     def _elementwise(self, param: Tensor, role: str) -> Tensor:
         momentum, grad = self._momenta[param], param.grad

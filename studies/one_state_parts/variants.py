@@ -4,20 +4,12 @@ Nothing here is the library's, which is held against these lines by its own orac
 """
 
 import dataclasses
-import math
 from typing import Literal
 
 import torch
-from candidates import (
-    HIDDEN,
-    VECTOR,
-    Point,
-    orthogonal_factor,
-    roles,
-)
+from candidates import BETA2, Candidate, Point, Stepper
 from torch import Tensor, nn
 
-BETA2 = 0.95
 TINY = 1e-30
 Measure = Literal["first", "always", "doubling"]
 
@@ -99,13 +91,6 @@ def variants() -> dict[str, Variant]:
     }
 
 
-def rms(values: Tensor, dim: int | None = None) -> Tensor:
-    """Return the root mean square along a dimension, positive."""
-    square = values.square()
-    mean = square.mean() if dim is None else square.mean(dim, keepdim=True)
-    return mean.sqrt().clamp(min=TINY)
-
-
 class Scales:
     """Scales of one block from the squares of its gradients.
 
@@ -158,7 +143,7 @@ class Scales:
         return 1 / found.sqrt().clamp(min=floor).clamp(min=TINY)
 
 
-class VariantStepper:
+class VariantStepper(Stepper):
     """Step a model as a variant does.
 
     Args:
@@ -171,62 +156,27 @@ class VariantStepper:
     def __init__(
         self, model: nn.Module, variant: Variant, point: Point, decay: float
     ) -> None:
-        self._variant, self._point, self._decay = variant, point, decay
-        self._roles = roles(model)
-        self._momenta = {p: torch.zeros_like(p) for p in self._roles}
-        self._second = {p: torch.zeros_like(p) for p in self._roles}
+        alike = Candidate(variant.hidden, variant.before, "nothing", variant.rest)
+        # Scales are measured here, by gradients and not by a share of the run.
+        super().__init__(model, alike, point, decay, steps=0)
+        self._variant = variant
         self.scales = {p: Scales(p.shape, variant) for p in self._roles}
-        self._step = 0
 
-    @torch.no_grad()
-    def step(self, factor: float) -> None:
-        """Step all parameters; ``factor`` is the schedule's share of the peak."""
-        self._step += 1
-        point = self._point
-        for param, role in self._roles.items():
-            grad = param.grad
-            if grad is None:
-                continue
-            if param.dim() > 1:
-                param.mul_(1 - factor * self._decay)
-            momentum = self._momenta[param]
-            momentum.lerp_(grad, 1.0 if self._step == 1 else 1 - point.momentum)
-            is_hidden = role == HIDDEN
-            if is_hidden and self._variant.hidden == "orthogonal":
-                param.sub_(self._orthogonal(param, grad), alpha=factor * point.lr)
-                continue
-            multiplier = 1.0 if is_hidden else getattr(point, role)
-            along = self._of_rest(param, role, grad)
-            param.sub_(along, alpha=factor * point.lr * multiplier)
+    def _ahead(self, param: Tensor, grad: Tensor) -> Tensor:
+        if self._variant.looks_ahead:
+            return super()._ahead(param, grad)
+        return self._momenta[param]
 
-    def _orthogonal(self, param: Tensor, grad: Tensor) -> Tensor:
-        momentum, mu = self._momenta[param], self._point.momentum
-        ahead = mu * momentum + (1 - mu) * grad
-        x = (ahead if self._variant.looks_ahead else momentum).flatten(1)
-        if self._variant.before in {"rows", "rows_columns"}:
-            x = x / rms(x, 1)
-        if self._variant.before in {"columns", "rows_columns"}:
-            x = x / rms(x, 0)
-        if self._variant.factor == "exact":
-            left, _, right = torch.linalg.svd(x, full_matrices=False)
-            found = left @ right
-        else:
-            found = orthogonal_factor(x)
-        return found.view(param.shape) * (0.2 * math.sqrt(max(found.shape)))
+    def _factor(self, matrix: Tensor) -> Tensor:
+        if self._variant.factor != "exact":
+            return super()._factor(matrix)
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        return left @ right
 
-    def _of_rest(self, param: Tensor, role: str, grad: Tensor) -> Tensor:
-        momentum = self._momenta[param]
-        rule = "factored" if role == HIDDEN else self._variant.rest
-        if rule == "factored":
-            self.scales[param].see(grad)
-            return self.scales[param].value() * momentum
-        if rule == "adamw":
-            second = self._second[param]
-            second.lerp_(grad.square(), 1 - BETA2)
-            return momentum / ((second / (1 - BETA2**self._step)).sqrt() + 1e-8)
-        if rule == "sign":
-            return momentum.sign()
-        if role == VECTOR:
-            return momentum / rms(momentum)
-        by_row = momentum.flatten(1) / rms(momentum.flatten(1), 1)
-        return (by_row / rms(by_row, 0)).view(param.shape)
+    def _elementwise(self, param: Tensor, role: str) -> Tensor:
+        if self._variant.rest != "factored":
+            return super()._elementwise(param, role)
+        grad = param.grad
+        assert grad is not None
+        self.scales[param].see(grad)
+        return self.scales[param].value() * self._momenta[param]
