@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from saiopt.lab.noise.kernel_regime import crossing, kernel_regime
+from saiopt.lab.noise.critical import crossing
+from saiopt.lab.noise.kernel_regime import kernel_regime
 
 DELTA, GAMMA, B = 0.9, 0.4, 1.3
 TEMPERATURES = [2.0**k for k in range(-13, -1, 2)]
@@ -108,7 +109,7 @@ def test_one_value_gives_no_exponent(name: str) -> None:
 
 
 def test_a_level_is_crossed_between_logarithms() -> None:
-    curve = {1.0: 1.0, 4.0: 16.0}
-    assert crossing(curve, 4.0) == pytest.approx(2.0)
-    assert crossing(curve, 20.0) is None
-    assert crossing(curve, 1.0) is None
+    curve = [(math.log(t), math.log(y)) for t, y in ((1.0, 1.0), (4.0, 16.0))]
+    assert crossing(curve, math.log(4.0)) == pytest.approx(2.0)
+    assert crossing(curve, math.log(20.0)) is None
+    assert crossing(curve, math.log(1.0)) is None

@@ -118,8 +118,20 @@ def _crossover(rows: Sequence[Row]) -> float | None:
         if row["status"] != "fitted":
             break
         points.append((math.log(row["temperature"]), math.log(row["weight_change"])))
+    return crossing(points, points[0][1] + math.log(_RISE)) if points else None
+
+
+def crossing(points: Sequence[tuple[float, float]], level: float) -> float | None:
+    """Return where a curve first rises through a level.
+
+    Args:
+        points: log T and log y, ascending in T.
+        level: log y of the level.
+
+    Returns:
+        T by linear interpolation, None where it does not.
+    """
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        level = points[0][1] + math.log(_RISE)
         if y0 < level <= y1:
             return math.exp(x0 + (x1 - x0) * (level - y0) / (y1 - y0))
     return None

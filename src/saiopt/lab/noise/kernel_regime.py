@@ -20,6 +20,7 @@ import numpy as np
 
 from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.noise.cells import Row
+from saiopt.lab.noise.critical import crossing
 
 # Noise decides where the change follows T at least so steeply, and the weights are in
 # the kernel regime up to this change.
@@ -126,25 +127,12 @@ def mean_curve(
     return {t: mean([row[name] for row in mine]) for t, mine in fitted}
 
 
-def crossing(curve: Curve, level: float) -> float | None:
-    """Return where a curve first rises through a level, in logarithms of both.
-
-    Args:
-        curve: Positive values by T, ascending.
-        level: Positive.
-
-    Returns:
-        T by linear interpolation, None where it does not.
-    """
-    for (t0, y0), (t1, y1) in itertools.pairwise(curve.items()):
-        if y0 < level <= y1:
-            share = math.log(level / y0) / math.log(y1 / y0)
-            return t0 * (t1 / t0) ** share
-    return None
-
-
 def _change_curve(rows: Sequence[Row], size: int) -> Curve:
     return mean_curve(rows, size, "weight_change", statistics.geometric_mean)
+
+
+def _logarithms(curve: Curve) -> list[tuple[float, float]]:
+    return [(math.log(t), math.log(y)) for t, y in curve.items()]
 
 
 def _deciding(curve: Curve) -> Collection[float]:
@@ -183,7 +171,8 @@ def _levels(rows: Sequence[Row], seeds: Sequence[int]) -> dict[float, Estimate]:
         slopes = []
         for seed in seeds:
             mine = [row for row in rows if row["seed"] == seed]
-            points = {s: crossing(_change_curve(mine, s), level) for s in sizes}
+            curves = {s: _logarithms(_change_curve(mine, s)) for s in sizes}
+            points = {s: crossing(c, math.log(level)) for s, c in curves.items()}
             reached = {s: t for s, t in points.items() if t is not None}
             if len(reached) == len(sizes):
                 slopes.append(_slope(reached))
