@@ -8,8 +8,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/saiopt compare gpt-stdlib --optimizers sgdsai-orthogonal sgdsai adamw --seeds 0 --threads 1
 
+# A process per core; a file's tests stay together, for they share their fixtures.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -258,7 +258,8 @@ def test_bad_options_are_named(options, error, message):
         estimate(nn.Linear(1, 1), SGDSaI, **options)
 
 
-@pytest.fixture
+# For the whole module: torch keeps the mesh of a group that is gone for an equal one.
+@pytest.fixture(scope="module")
 def first_of_four_ranks():
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     yield
