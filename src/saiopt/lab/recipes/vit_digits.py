@@ -98,10 +98,9 @@ def vit_digits() -> Recipe:
             "muon": 5e-4,
             "prodigy": 5e-2,
             "schedule-free-adamw": 2e-4,
-            # Not from a sweep.
             "sgdsai-orthogonal": 1e-3,
-            "sgdsai-factored": 5e-4,
-            "muon-factored": 1e-3,
-            "muon-adamw": 1e-3,
+            "sgdsai-factored": 2e-4,
+            "muon-factored": 5e-4,
+            "muon-adamw": 5e-4,
         },
     )
