@@ -1,7 +1,7 @@
 """Can the first updates tell SGD-SaI's learning rate?
 
 Proposes learning rates for all small recipes and writes results.jsonl, environment.json
-and the figure beside this file. README.md says the question, the rule and the answer.
+and the figuress beside this file. README.md says the question, the rule and the answer.
 """
 
 import argparse
@@ -85,27 +85,40 @@ def origin_of(name: str) -> dict[str, Any]:
 
 def report(rows: list[dict[str, Any]]) -> None:
     """Print the errors and their differences, and draw them."""
-    panels: dict[str, dict[str, list[float]]] = {}
-    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    draw(rows, _PUBLISHED, "errors")
+    draw(rows, _FINER, "errors_finer")
     for optimizer, rules in RULES_OF.items():
         mine = [row for row in rows if row["optimizer"] == optimizer]
         print(f"\n{optimizer}: swept, then proposed over swept of {', '.join(rules)}")
         for row in mine:
             factors = "  ".join(f"{row[r] / row['swept']:>5.2g}" for r in rules)
             print(f"{row['recipe']:<17}{row['swept']:<6g}{factors}")
-        errors = {r: [math.log2(row[r] / row["swept"]) for row in mine] for r in rules}
-        sizes = {r: [abs(e) for e in found] for r, found in errors.items()}
+        sizes = {r: [abs(e) for e in found] for r, found in errors_of(mine).items()}
         for rule, found in sizes.items():
             print(f"{LABELS[rule]:<19}mean error {statistics.fmean(found):.2f}", end="")
             print("" if rule == rules[0] else gain_of(sizes[rules[0]], found))
         print(f"best of the others, chosen without the task: {left_out(sizes):.2f}")
-        panels[optimizer] = {LABELS[r]: found for r, found in errors.items()}
+
+
+def errors_of(rows: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Return the errors in doublings on each task, of every rule that was asked."""
+    rules = RULES_OF[rows[0]["optimizer"]]
+    return {r: [math.log2(row[r] / row["swept"]) for row in rows] for r in rules}
+
+
+def draw(rows: Sequence[dict[str, Any]], rules: tuple[str, ...], name: str) -> None:
+    """Draw the errors of the optimizers of which these rules were asked."""
+    panels: dict[str, dict[str, list[float]]] = {}
+    intervals: dict[str, dict[str, tuple[float, float]]] = {}
+    for optimizer in (o for o, asked in RULES_OF.items() if asked == rules):
+        found = errors_of([row for row in rows if row["optimizer"] == optimizer])
+        panels[optimizer] = {LABELS[r]: errors for r, errors in found.items()}
         intervals[optimizer] = {
-            LABELS[r]: (estimate(found).mean, estimate(found).half_width or 0.0)
-            for r, found in errors.items()
+            LABELS[r]: (estimate(errors).mean, estimate(errors).half_width or 0.0)
+            for r, errors in found.items()
         }
-    paths = [HERE / f"errors.{suffix}" for suffix in ("png", "svg")]
-    labels: dict[str, str] = dict.fromkeys(RULES_OF, "log₂(proposed / swept)")
+    paths = [HERE / f"{name}.{suffix}" for suffix in ("png", "svg")]
+    labels: dict[str, str] = dict.fromkeys(panels, "log₂(proposed / swept)")
     plot_differences(panels, intervals, labels, paths)
 
 
