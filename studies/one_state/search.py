@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 SERIES = [float(f"{d}e{power}") for power in range(-8, 4) for d in (1, 2, 5)]
@@ -71,20 +71,33 @@ SECONDS = {
 Scores = Mapping[Point, tuple[float, ...]]
 
 
-def wanted(optimizer: str, lr: float, scores: Scores) -> list[Point]:
+def wanted(
+    optimizer: str,
+    lr: float,
+    scores: Scores,
+    *,
+    has_rest: bool = True,
+    has_embeddings: bool = True,
+) -> list[Point]:
     """Return the points that a search asks for, given what it has seen.
 
     Args:
         optimizer: Name.
         lr: From which it begins.
         scores: Of the points that were trained, larger is better.
+        has_rest: Whether anything trains that is no hidden matrix; where nothing does,
+            its multiplier is not searched.
+        has_embeddings: Whether embeddings train, likewise.
 
     Returns:
         Points, those that were trained included; no others when the search has ended.
     """
     if optimizer == "adamw-by-role":
-        return _of_adamw(lr, scores)
-    return _around_the_best(SECONDS[optimizer], lr, scores)
+        return _of_adamw(lr, scores, _EMBEDDINGS if has_embeddings else (1.0,))
+    second = SECONDS[optimizer]
+    if second is _REST and not has_rest:
+        second = Second(second.setting, (1.0,), 0)
+    return _around_the_best(second, lr, scores)
 
 
 def best(scores: Scores) -> Point:
@@ -115,10 +128,10 @@ def _neighbours(lr: float) -> list[float]:
     return SERIES[at - 1 : at + 2]
 
 
-def _of_adamw(lr: float, scores: Scores) -> list[Point]:
+def _of_adamw(lr: float, scores: Scores, embeddings: Sequence[float]) -> list[Point]:
     points = [
         Point(lr, decay, ("betas", "embedding"), ((0.9, beta2), embedding))
-        for decay, beta2, embedding in itertools.product(_DECAYS, _BETA2S, _EMBEDDINGS)
+        for decay, beta2, embedding in itertools.product(_DECAYS, _BETA2S, embeddings)
     ]
     if not scores.keys() >= set(points):
         return points

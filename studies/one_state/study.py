@@ -1,17 +1,19 @@
 """Is one state per parameter enough?
 
 Tunes every optimizer on every small task, trains what it found from the same seeds,
-going on where it was stopped, and writes results.jsonl, environment.json and the figure
-beside this file. README.md says the question, the rule and the answer.
+going on where it was stopped, and writes results.jsonl, environment.json and the
+figures beside this file. README.md says the question, the rule and the answer.
 """
 
 import functools
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from search import Point, Scores, best, goodness, wanted
 
+from saiopt.analysis.state_plot import plot_against_state
 from saiopt.lab.outcome import Outcome
 from saiopt.lab.paired import (
     Comparison,
@@ -35,6 +37,9 @@ RECIPES = (
     "lora-ddpm-digits",
     "resnet-digits",
 )
+# Their adapters are hidden matrices, and nothing else trains.
+ALL_HIDDEN = ("lora-pydoc", "lora-ddpm-digits")
+WITH_EMBEDDINGS = ("gpt-stdlib",)
 SEEDS = (1, 2, 3, 4, 5)
 TUNING_SEED = 0
 ON_ALL = (
@@ -71,6 +76,17 @@ def start(recipe: Recipe, optimizer: str) -> float:
     return recipe.lrs[known]
 
 
+def points_of(recipe: Recipe, optimizer: str, scores: Scores) -> list[Point]:
+    """Return the points that the search on a task asks for."""
+    return wanted(
+        optimizer,
+        start(recipe, optimizer),
+        scores,
+        has_rest=recipe.name not in ALL_HIDDEN,
+        has_embeddings=recipe.name in WITH_EMBEDDINGS,
+    )
+
+
 def cell(recipe: Recipe, optimizer: str, point: Point, seed: int) -> Cell:
     """Return a run at a point."""
     decay = recipe.decay_per_step * point.decay / point.lr
@@ -85,9 +101,13 @@ def cell(recipe: Recipe, optimizer: str, point: Point, seed: int) -> Cell:
     return Cell(run, {"at": point.label, "decay": point.decay})
 
 
-def with_loss(outcome: Outcome) -> Mapping[str, Any]:
-    """Add the loss to a row whose metric is another one."""
-    return {k: v for k, v in outcome.result.items() if k == "loss"}
+def how_it_went(outcome: Outcome) -> Mapping[str, Any]:
+    """Add to a row what the optimizer kept, and the metric over training."""
+    result = outcome.result
+    return {
+        "state_bytes_per_parameter": result["state_bytes"] / result["num_parameters"],
+        "curve": [list(point) for point in outcome.curve],
+    }
 
 
 def scores_of(rows: Sequence[Row], recipe: Recipe, optimizer: str) -> Scores:
@@ -103,7 +123,7 @@ def scores_of(rows: Sequence[Row], recipe: Recipe, optimizer: str) -> Scores:
     known = -1
     while len(scores) > known:
         known = len(scores)
-        for point in wanted(optimizer, start(recipe, optimizer), scores):
+        for point in points_of(recipe, optimizer, scores):
             row = found.get((point.lr, point.decay, point.label))
             if row is not None:
                 scores[point] = goodness(
@@ -120,7 +140,7 @@ def tuning_cells(
         for optimizer in optimizers:
             if optimizer in optimizers_on(recipe.name):
                 scores = scores_of(rows, recipe, optimizer)
-                for point in wanted(optimizer, start(recipe, optimizer), scores):
+                for point in points_of(recipe, optimizer, scores):
                     yield cell(recipe, optimizer, point, TUNING_SEED)
 
 
@@ -168,6 +188,34 @@ def report(rows: Sequence[Row], recipes: Sequence[Recipe], out: Path) -> None:
     found = [c for c in judged if c.gains]
     if found:
         draw_gains(found, lambda c: f"{c.optimizer} over {c.control}", paths)
+    for recipe in recipes:
+        draw_state(rows, recipe, out)
+
+
+def draw_state(rows: Sequence[Row], recipe: Recipe, out: Path) -> None:
+    """Draw the metric against bytes of state, and the mean curves of training."""
+    points: dict[str, tuple[float, float, float]] = {}
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for optimizer in optimizers_on(recipe.name):
+        mine = [
+            row
+            for row in rows
+            if (row["recipe"], row["optimizer"]) == (recipe.name, optimizer)
+            and row["seed"] != TUNING_SEED
+        ]
+        mean = mean_metric(mine, recipe.name, optimizer)
+        if mean is None:
+            continue
+        num_bytes = mine[0]["state_bytes_per_parameter"]
+        points[optimizer] = (num_bytes, mean.mean, mean.half_width or 0.0)
+        ended = [row["curve"] for row in mine if row["status"] == "finished"]
+        curves[optimizer] = [
+            (at[0][0], statistics.fmean(value for _, value in at))
+            for at in zip(*ended, strict=True)
+        ]
+    if points:
+        paths = [out / f"state_{recipe.name}.{suffix}" for suffix in ("png", "svg")]
+        plot_against_state(points, curves, recipe.metric.label, paths)
 
 
 def main() -> None:
@@ -181,7 +229,7 @@ def main() -> None:
         results_of,
         options=options,
         say=functools.partial(print, flush=True),
-        extract=with_loss,
+        extract=how_it_went,
         only_missing=True,
     )
     rows, known = train([]), -1
