@@ -10,6 +10,7 @@ from saiopt.cli.refusal import RefusalError, refusing
 from saiopt.cli.training import (
     OptimizerNames,
     Seeds,
+    Tracker,
     Training,
     carry_out_all,
     known_optimizers,
@@ -30,6 +31,7 @@ class Compare(Training):
         seeds: Of initial weights and data order.
         lr: Learning rates, such as sgdsai=0.01.
         weight_decay: The same for the weight decay.
+        tracker: Also shows the curves while they grow; writes into the runs' folder.
     """
 
     optimizers: OptimizerNames = ()
@@ -46,6 +48,7 @@ class Compare(Training):
             help_behavior_hint="(default: the recipe's decay per step, over lr)",
         ),
     ] = ()
+    tracker: Tracker = None
 
     def __call__(self) -> None:
         """Train and print the table."""
@@ -69,7 +72,7 @@ class Compare(Training):
                 settings_of(self),
                 self._numbers("weight_decay", self.weight_decay),
             )
-        comparison = carry_out_all(self, runs, compare)
+        comparison = carry_out_all(self, runs, compare, self.tracker)
         if self.json:
             print_json(as_json(comparison))
         else:

@@ -7,7 +7,13 @@ from tyro.conf import arg
 
 from saiopt.cli.output import new_console, print_json
 from saiopt.cli.refusal import RefusalError
-from saiopt.cli.training import Training, carry_out_all, refuse_diverged, single_run
+from saiopt.cli.training import (
+    Tracker,
+    Training,
+    carry_out_all,
+    refuse_diverged,
+    single_run,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +26,7 @@ class Train(Training):
         lr: Peak learning rate.
         weight_decay: Of the optimizer.
         keep_weights: Leave weights.pt in the run's folder, the model's state_dict.
+        tracker: Also shows the curves while they grow; writes into the runs' folder.
     """
 
     optimizer: Annotated[
@@ -36,8 +43,8 @@ class Train(Training):
             help_behavior_hint="(default: the recipe's decay per step, over lr)",
         ),
     ] = None
-
     keep_weights: Annotated[bool, arg(help_behavior_hint="")] = False
+    tracker: Tracker = None
 
     def __call__(self) -> None:
         """Train and print where the result is."""
@@ -49,6 +56,7 @@ class Train(Training):
             self,
             [run],
             lambda runs, *rest: carry_out(runs[0], *rest, keep_weights=keep),
+            self.tracker,
         )
         weights = self.runs_dir / outcome.folder / "weights.pt"
         if keep and not weights.exists():

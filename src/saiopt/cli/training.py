@@ -41,6 +41,10 @@ OptimizerNames: TypeAlias = Annotated[
         help_behavior_hint="(default: sgdsai, its controls, sgd and adamw)",
     ),
 ]
+Tracker: TypeAlias = Annotated[
+    Literal["tensorboard", "wandb"] | None,
+    arg(metavar="tensorboard|wandb", help_behavior_hint="(default: none)"),
+]
 Seeds: TypeAlias = Annotated[tuple[int, ...], arg(metavar="N ...")]
 
 
@@ -246,13 +250,19 @@ def single_run(
         return plan(recipe, [name], [seed], lrs, settings, decays)[0]
 
 
-def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") -> _T:
+def carry_out_all(
+    options: Training,
+    runs: "Sequence[Run]",
+    work: "Work[_T]",
+    tracker: str | None = None,
+) -> _T:
     """Check everything that can be checked before training, then train.
 
     Args:
         options: Of the command.
         runs: Of one recipe.
         work: Trains the runs.
+        tracker: That gets the curves, None for none.
 
     Returns:
         What ``work`` returns.
@@ -264,6 +274,7 @@ def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") ->
     from saiopt.lab.progress import display
     from saiopt.lab.ranks import LostProcessError, together
     from saiopt.lab.run_folder import RunFolderError
+    from saiopt.lab.trackers import tracking
 
     device, recipe = device_of(options), runs[0].recipe
     with contextlib.ExitStack() as stack:
@@ -277,7 +288,11 @@ def carry_out_all(options: Training, runs: "Sequence[Run]", work: "Work[_T]") ->
         # Only the first process speaks; the others end here when all is done.
         console = new_console(stderr=options.json, quiet=not ranks.is_first)
         # What else fails while they train is no fault of the user's.
-        with refusing(RunFolderError), display(runs, console) as observe:
+        seen = stack.enter_context(display(runs, console))
+        with refusing(ValueError):
+            heard = tracker if ranks.is_first else None
+            observe = stack.enter_context(tracking(heard, options.runs_dir, seen))
+        with refusing(RunFolderError):
             result = work(runs, task, options.runs_dir, device, observe, ranks)
     if not ranks.is_first:
         raise SystemExit(0)

@@ -40,6 +40,9 @@ class Progress:
             ``"finished"``, ``"diverged"`` or ``"reused"``.
         elsewhere: On how many processes a reused run was begun, where not on as many
             as now.
+        numbers: What the log has of the step that has just been made: ``loss``,
+            ``lr``, ``grad_norm``, ``step_seconds``, and g-SNR of each block where it
+            is measured.
     """
 
     run: Run
@@ -48,6 +51,7 @@ class Progress:
     metrics: dict[str, float] | None = None
     status: str = "training"
     elsewhere: str = ""
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 Observer = Callable[[Progress], None]
@@ -186,7 +190,8 @@ class _Session:
             line |= self._step()
         self.folder.append(line)
         self.step += 1
-        self.observe(Progress(self.run, self.step, line["loss"]))
+        numbers = _numbers_of(line)
+        self.observe(Progress(self.run, self.step, line["loss"], numbers=numbers))
         return line["loss"]
 
     def _step(self) -> dict[str, Any]:
@@ -309,6 +314,12 @@ class _Session:
             "step_seconds": _quantiles(seconds) if seconds else None,
             "total_seconds": time.perf_counter() - self.started,
         }
+
+
+def _numbers_of(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a line of the log, apart from its step."""
+    plain = {k: v for k, v in line.items() if k not in ("step", "gsnr")}
+    return plain | {f"gsnr/{row['block']}": row["gsnr"] for row in line.get("gsnr", ())}
 
 
 def _quantiles(values: Sequence[float]) -> dict[str, float]:
