@@ -22,7 +22,7 @@ from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.run import Run
-from saiopt.lab.task import Task
+from saiopt.lab.task import Brought, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +157,11 @@ def prepare(runs: Sequence[Run], ranks: Ranks = ALONE) -> Task:
             or an optimizer does not fit it.
     """
     task = runs[0].recipe.task.load()
+    if runs[0].recipe.loaders and isinstance(task, Brought):
+        raise ValueError(
+            "loaders must be 0 for a recipe of one's own, whose data may draw from "
+            f"generators that threads would share, got {runs[0].recipe.loaders}"
+        )
     task.batch(runs[0].seed, 0, runs[0].recipe.batch_size)
     with torch.device("meta"):
         model = task.build_model(runs[0].seed)

@@ -17,13 +17,14 @@ from saiopt.lab import checkpoint
 from saiopt.lab.accumulation import accumulate, in_precision
 from saiopt.lab.draws import seed_of
 from saiopt.lab.environment import deterministic
+from saiopt.lab.loading import Loader
 from saiopt.lab.optimizers import build_optimizer, set_mode, state_bytes
 from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.run import Run
 from saiopt.lab.run_folder import RunFolder
 from saiopt.lab.schedules import lr_factor
 from saiopt.lab.shards import whole
-from saiopt.lab.task import Illustrated, Task
+from saiopt.lab.task import Batch, Illustrated, Task
 from saiopt.optimizer import SGDSaI, step_in_backward
 
 
@@ -134,9 +135,13 @@ class _Session:
             run.settings,
         )
         self.probe = GSNRProbe(self.model) if run.gsnr_every else None
+        self.batches = Loader(self._make_batch, run.recipe.loaders, run.recipe.steps)
         self.step = 0
         self.started = time.perf_counter()
         self._resume()
+
+    def _make_batch(self, step: int) -> Batch:
+        return self.task.batch(self.run.seed, step, self.recipe.batch_size)
 
     def _build_model(self) -> nn.Module:
         # What a run before this one has drawn on this rank must not matter.
@@ -148,7 +153,7 @@ class _Session:
         return model
 
     def run_to_end(self) -> dict[str, Any]:
-        with self._releasing():
+        with self._releasing(), self.batches:
             return self._run_to_end()
 
     def _run_to_end(self) -> dict[str, Any]:
@@ -173,7 +178,7 @@ class _Session:
         self.model.train()
         set_mode(self.optimizer, training=True)
         lr = self._set_lr()
-        batch = self.task.batch(self.run.seed, self.step, self.recipe.batch_size)
+        batch = self.batches(self.step)
         # The model's, not the optimizer's: what that leaves alone is clipped as well.
         self.model.zero_grad()
         loss = accumulate(

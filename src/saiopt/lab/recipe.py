@@ -66,6 +66,9 @@ class Recipe:
         precision: ``"float32"``, or ``"bfloat16"`` for autocast in forward passes;
             weights, gradients and the optimizer's state stay as they are.
         compiled: Whether ``torch.compile`` compiles the model.
+        loaders: Threads that make the next batches while one is trained on, each of
+            them a batch ahead; with 0 a batch is made when its turn comes. The batches
+            are the same.
         optimizer: Name of the one that trains where none is asked for.
         size: ``"small"``, or ``"published"`` for what needs data and machines.
 
@@ -90,6 +93,7 @@ class Recipe:
     gradient_release: bool = False
     precision: str = "float32"
     compiled: bool = False
+    loaders: int = 0
     optimizer: str = "sgdsai"
     size: Literal["small", "published"] = "small"
 
@@ -103,6 +107,8 @@ class Recipe:
             value = getattr(self, field)
             if value < 1:
                 raise ValueError(f"{field} must be at least 1, got {value}")
+        if self.loaders < 0:
+            raise ValueError(f"loaders must be at least 0, got {self.loaders}")
         for field in ("clip_norm", "decay_per_step"):
             value = getattr(self, field)
             if not 0 <= value < math.inf:

@@ -17,6 +17,7 @@ _IRRELEVANT = (
     "metric",
     "checkpoint_every",
     "lrs",
+    "loaders",
     "optimizer",
     "size",
 )

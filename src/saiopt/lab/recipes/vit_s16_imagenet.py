@@ -78,5 +78,6 @@ def vit_s16_imagenet() -> Recipe:
         decay_per_step=1e-4,
         lrs={"sgdsai": 1e-2, "adamw": 1e-3, "sgd": 1e-1},
         micro_batches=4,
+        loaders=8,
         size="published",
     )
