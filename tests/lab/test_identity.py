@@ -19,7 +19,15 @@ from saiopt.lab.recipes import RECIPES
 
 PACKAGE = Path(saiopt.__file__).parent
 # Everything else of the package is the optimizer.
-AROUND_THE_OPTIMIZER = {"lab", "cli", "bench", "analysis", "memory", "__main__.py"}
+AROUND_THE_OPTIMIZER = {
+    "lab",
+    "cli",
+    "bench",
+    "analysis",
+    "memory",
+    "optax.py",
+    "__main__.py",
+}
 RUN = ("saiopt.lab.outcome", "saiopt.lab.recipes.vit_digits")
 
 
