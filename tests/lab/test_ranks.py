@@ -18,6 +18,8 @@ from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
 
 CPU = torch.device("cpu")
+# Seconds after which a command hangs: on a busy machine it takes minutes.
+_HANGS = 600
 OPTIMIZERS = ["sgdsai", "adamw", "sgd"]
 MOMENTA = [
     *("sgdsai", "sgdsai-bf16", "sgdsai-int8", "sgdsai-int4"),
@@ -204,13 +206,13 @@ def final_metrics(runs_dir: Path) -> list[dict[str, float]]:
 
 def test_a_killed_rank_ends_the_run_with_a_sentence_and_the_run_goes_on(tmp_path):
     with torchrun(tmp_path / "whole") as process:
-        process.communicate(timeout=120)
+        process.communicate(timeout=_HANGS)
     with torchrun(tmp_path / "killed") as killed:
         while not list((tmp_path / "killed").glob("*/checkpoint.pt")):
             assert killed.poll() is None
             time.sleep(0.01)
         os.kill(rank_pids(killed.pid)[-1], signal.SIGKILL)
-        _, errors = killed.communicate(timeout=60)
+        _, errors = killed.communicate(timeout=_HANGS)
     assert killed.returncode != 0
     # The other rank finds itself alone, or torchrun tells it to end before.
     assert re.search(
@@ -219,7 +221,7 @@ def test_a_killed_rank_ends_the_run_with_a_sentence_and_the_run_goes_on(tmp_path
     assert "goes on from the last checkpoint" in errors
     assert not final_metrics(tmp_path / "killed")
     with torchrun(tmp_path / "killed") as process:
-        process.communicate(timeout=120)
+        process.communicate(timeout=_HANGS)
     assert len(final_metrics(tmp_path / "whole")) == 1
     assert final_metrics(tmp_path / "killed") == final_metrics(tmp_path / "whole")
 

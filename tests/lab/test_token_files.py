@@ -16,7 +16,7 @@ def test_processes_that_tokenize_at_once_get_one_whole_file(tmp_path: Path) -> N
     for process in asking:
         process.join(60)
     assert [process.exitcode for process in asking] == [0, 0]
-    first, second = (answers.get(timeout=10) for _ in asking)
+    first, second = (answers.get(timeout=120) for _ in asking)
     assert first == second
     tokens = np.fromfile(first.path, "<u2").reshape(CHUNKS, 1000, 51)
     expected = np.arange(1, CHUNKS + 1)[:, None, None]

@@ -32,7 +32,7 @@ def start(code, **environment):
 
 
 def output(process):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     return out.strip()
 
