@@ -23,15 +23,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from saiopt.bench.candidates import candidates
+from saiopt.bench.candidates import usual
 from saiopt.bench.plan import Plan
 from saiopt.bench.rows import Row, write_csv
 from saiopt.bench.run import DoesNotFitError, run_bench
 from saiopt.bench.table import renderables
+from saiopt.lab.optimizers import variants
+from saiopt.optimizer.options import STATE_DTYPES
 
 RIVALS = (
-    "sgdm-foreach",
-    "sgdm-fused",
+    "sgd-foreach",
+    "sgd-fused",
     "adamw-foreach",
     "adamw-fused",
     "muon",
@@ -52,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=10, help="timed in each round")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "gpu.csv")
     options = parser.parse_args(arguments)
-    names = (*(n for n, c in candidates().items() if c.is_ours), *RIVALS)
+    ours = [name for name, c in usual().items() if c.spec.is_ours]
+    names = (*ours, *variants("sgdsai-orthogonal", STATE_DTYPES), *RIVALS)
     rows: list[Row] = []
     try:
         plans = [

@@ -23,17 +23,10 @@ from torch.optim import Optimizer
 from saiopt.bench.clock import seconds
 from saiopt.lab.environment import commit, hardware
 from saiopt.lab.optimizers import build_optimizer, state_bytes
-from saiopt.lab.recipes import get_recipe
+from saiopt.lab.recipes import get_recipe, small_recipes
 
 CPU = torch.device("cpu")
-RECIPES = (
-    "gpt-stdlib",
-    "vit-digits",
-    "resnet-digits",
-    "lora-pydoc",
-    "ddpm-digits",
-    "lora-ddpm-digits",
-)
+RECIPES = small_recipes()
 OPTIMIZERS = (
     "sgdsai-orthogonal",
     "sgdsai-factored",

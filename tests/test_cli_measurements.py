@@ -22,10 +22,10 @@ from saiopt.cli import main
         ("memory gpt2 --shards 0", "shards must be >= 1, got 0"),
         ("memory gpt2 --dtype int8", "dtype must be one of float32, .* got int8"),
         ("memory gpt2 --state-dtype int2", "state_dtype must be one of .* got int2"),
-        ("memory gpt2 --optimizers sgd", "optimizers must be one of adamw, .* got sgd"),
+        ("memory gpt2 --optimizers sgdm", "optimizers must be one of .* got sgdm"),
         ("memory nosuch:thing", "model must name a callable .* got nosuch:thing"),
         ("bench --shapes gpt9", "shapes must be one of tiny, .* got gpt9"),
-        ("bench --optimizers sgd", "optimizers must be one of .* got sgd"),
+        ("bench --optimizers sgdm", "optimizers must be one of .* got sgdm"),
         ("bench --rounds 0", "rounds must be >= 1, got 0"),
         ("bench --threads 0", "threads must be at least 1, got 0"),
         ("bench --plot bars.txt", "plot must end in .png, .svg, .pdf, got bars.txt"),
@@ -50,13 +50,13 @@ def test_an_error_within_a_step_is_not_taken_for_bad_input(monkeypatch):
 
     monkeypatch.setattr("saiopt.bench.run.bandwidth", fail)
     with pytest.raises(ValueError, match="from within a library"):
-        main(["bench", "--shapes", "tiny", "--optimizers", "sgdm-loop"])
+        main(["bench", "--shapes", "tiny", "--optimizers", "sgd-loop"])
 
 
 def test_memory_prints_a_table_for_each_model(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     models = ["vit-s16", "resnet18"]
-    assert main(["memory", *models, "--optimizers", "sgdm", "sgdsai"]) == 0
+    assert main(["memory", *models, "--optimizers", "sgd", "sgdsai"]) == 0
     out = capsys.readouterr().out
     assert "vit-s16 · ViTForImageClassification · 22,050,664 parameters" in out
     assert "resnet18 · ResNetForImageClassification · 11,689,512 parameters" in out
@@ -78,7 +78,7 @@ def test_memory_of_a_small_model_has_a_unit_that_suits_it(
 
 
 def test_a_narrow_terminal_gets_rows_as_lines_and_whole_numbers(capsys, monkeypatch):
-    command = ["memory", "gpt2-xl", "--optimizers", "adamw", "sgdm"]
+    command = ["memory", "gpt2-xl", "--optimizers", "adamw", "sgd"]
     numbers = {}
     for width in ("40", "60", "200"):
         monkeypatch.setenv("COLUMNS", width)
@@ -103,7 +103,7 @@ def test_memory_prints_nothing_but_json(capsys):
 def test_bench_prints_json_and_writes_rows_and_picture(capsys, tmp_path):
     rows, bars = tmp_path / "rows.csv", tmp_path / "bars.png"
     threads = torch.get_num_threads()
-    arguments = "bench --shapes tiny --rounds 1 --steps 2 --optimizers sgdm-loop --json"
+    arguments = "bench --shapes tiny --rounds 1 --steps 2 --optimizers sgd-loop --json"
     files = ["--csv", str(rows), "--plot", str(bars), "--threads", str(threads)]
     assert main([*arguments.split(), *files]) == 0
     (row,) = json.loads(capsys.readouterr().out)

@@ -18,19 +18,12 @@ from scipy.stats import spearmanr
 from saiopt.analysis.gsnr_plot import plot_gsnr_panels
 from saiopt.lab.outcome import Outcome
 from saiopt.lab.paired import Row, compare_pairs, metric_of
-from saiopt.lab.recipes import get_recipe
+from saiopt.lab.recipes import get_recipe, small_recipes
 from saiopt.lab.study import Cell, results_of
 from saiopt.lab.study_options import parser, runs_of
 
 HERE = Path(__file__).parent
-RECIPES = (
-    "gpt-stdlib",
-    "vit-digits",
-    "resnet-digits",
-    "lora-pydoc",
-    "ddpm-digits",
-    "lora-ddpm-digits",
-)
+RECIPES = small_recipes()
 SEEDS = (1, 2, 3, 4, 5)
 OPTIMIZERS = ("sgdsai", "adamw")
 # Nine measurements with the last step's.

@@ -19,18 +19,11 @@ from saiopt.lab.environment import environment
 from saiopt.lab.identity import code_hash
 from saiopt.lab.intervals import estimate
 from saiopt.lab.lr_rule import USUAL_ADAMW_LR, propose
-from saiopt.lab.recipes import get_recipe
+from saiopt.lab.recipes import get_recipe, small_recipes
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")
-RECIPES = (
-    "gpt-stdlib",
-    "vit-digits",
-    "resnet-digits",
-    "lora-pydoc",
-    "ddpm-digits",
-    "lora-ddpm-digits",
-)
+RECIPES = small_recipes()
 DEFAULT_LR = 0.01
 # AdamW's learning rate times these.
 RATIOS = {"same": 1.0, "twice": 2.0, "ratio": 5.0}

@@ -8,6 +8,11 @@ from saiopt.bench.shapes import allocate, skeleton
 CPU = torch.device("cpu")
 
 
+def allocated(model):
+    allocate(model, torch.float32, CPU)
+    return list(model.parameters())
+
+
 def test_the_peak_counts_what_is_alive_at_once():
     x = torch.ones(1000)
 
@@ -27,7 +32,7 @@ def test_work_in_place_has_no_peak():
 
 
 def test_measuring_the_bandwidth_leaves_the_parameters_alone():
-    params = allocate(skeleton("tiny"), torch.float32, CPU)
+    params = allocated(skeleton("tiny"))
     before = [p.detach().clone() for p in params]
     assert bandwidth(params, CPU) > 0
     assert all(torch.equal(p, q) for p, q in zip(params, before, strict=True))
@@ -43,7 +48,7 @@ def test_seconds_are_those_of_the_work(monkeypatch):
 
 def test_parameters_and_gradients_are_the_same_at_every_call():
     model = skeleton("tiny")
-    first, second = (allocate(model, torch.float32, CPU) for _ in range(2))
+    first, second = (allocated(skeleton("tiny")) for _ in range(2))
     for p, q, shape in zip(first, second, model.parameters(), strict=True):
         assert torch.equal(p, q)
         assert torch.equal(p.grad, q.grad)

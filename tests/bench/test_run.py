@@ -20,20 +20,25 @@ from saiopt.bench.run import run_bench
 from saiopt.bench.samples import Bench, Samples
 from saiopt.bench.shapes import allocate, skeleton
 from saiopt.bench.table import ranked, renderables
+from saiopt.lab.optimizers import OPTIMIZERS, OptimizerSpec, build_optimizer
 
 CPU = torch.device("cpu")
-NAMES = ("sgdsai-reference-float32", "sgdm-fused", "adamw-loop")
+NAMES = ("sgdsai-float32-reference", "sgd-fused", "adamw-loop")
 
 
-def failing(params, model):
+def failing(model, lr, weight_decay):
     raise RuntimeError("no kernel\nfor you")
+
+
+def candidate(label, build, **options):
+    return Candidate(label, OptimizerSpec(build, {}, "", **options))
 
 
 @pytest.fixture
 def with_strangers(monkeypatch):
     known = candidates()
-    known["absent"] = Candidate("Absent", failing, "absent", "no_such_module")
-    known["broken"] = Candidate("Broken", failing, "torch", "torch")
+    known["absent"] = candidate("Absent", failing, package="no-such-package")
+    known["broken"] = candidate("Broken", failing)
     monkeypatch.setattr(plan_module, "candidates", lambda: known)
 
 
@@ -74,9 +79,12 @@ def test_state_and_temporaries_are_measured(rows):
 
 @pytest.mark.usefixtures("with_strangers")
 def test_what_is_absent_or_fails_is_named_and_the_others_run():
-    names = ("absent", "sgdm-loop", "broken")
+    names = ("absent", "sgd-loop", "broken")
     absent, sgdm, broken = run_bench(Plan("tiny", names, rounds=1, steps=1))
-    assert (absent.status, absent.package) == ("not installed", "absent")
+    assert (absent.status, absent.package) == (
+        "not installed",
+        "no-such-package",
+    )
     assert broken.status == "RuntimeError: no kernel"
     assert sgdm.step_ms > 0
     assert absent.step_ms is broken.step_ms is None
@@ -87,7 +95,8 @@ def test_what_is_absent_or_fails_is_named_and_the_others_run():
 def test_a_failure_between_rounds_is_named_too():
     samples = Samples()
     model = skeleton("tiny")
-    bench = Bench(allocate(model, torch.float32, CPU), model, CPU, steps=1)
+    allocate(model, torch.float32, CPU)
+    bench = Bench(model, CPU, steps=1)
     bench.sample(plan_module.candidates()["broken"], samples)
     assert samples.failure == "RuntimeError: no kernel"
 
@@ -110,21 +119,21 @@ def test_rounds_visit_all_candidates_in_changing_order(monkeypatch):
 
 def test_a_candidate_that_takes_seconds_is_timed_once(monkeypatch):
     monkeypatch.setattr(samples_module, "_SLOW_SECONDS", 0.0)
-    (row,) = run_bench(Plan("tiny", ("sgdm-loop",), rounds=3, steps=5))
+    (row,) = run_bench(Plan("tiny", ("sgd-loop",), rounds=3, steps=5))
     assert row.num_steps == 1
 
 
 def test_the_timed_calibration_calibrates_on_state_that_exists():
-    params = [nn.Parameter(torch.randn(4, 4))]
-    params[0].grad = torch.randn(4, 4)
+    model = nn.Linear(4, 4, bias=False)
+    model.weight.grad = torch.randn(4, 4)
     seen = []
 
-    def build(params, model):
-        optimizer = SGDSaI(params)
+    def build(trained, lr, weight_decay):
+        optimizer = SGDSaI(trained.parameters())
         step = optimizer.step
 
         def watched():
-            scale = optimizer.state[params[0]]["scale"]
+            scale = optimizer.state[model.weight]["scale"]
             before = scale.item()
             step()
             seen.append((before, scale.item() > 0))
@@ -132,19 +141,47 @@ def test_the_timed_calibration_calibrates_on_state_that_exists():
         optimizer.step = watched
         return optimizer
 
-    ours = Candidate("ours", build, "saiopt", "saiopt")
-    bench = Bench(params, nn.Module(), CPU, steps=1)
-    bench._time_calibration(ours, Samples())
+    bench = Bench(model, CPU, steps=1)
+    bench._time_calibration(candidate("ours", build, is_ours=True), Samples())
     assert seen == [(0.0, True)]
 
 
 def test_steps_of_whole_matrices_run_where_they_are_asked_for_only():
     usual = Plan("tiny").chosen
     assert "sgdsai-factored-int4" in usual
-    slow = set(candidates()) - set(usual)
-    kinds = ("float32", "bf16", "int8", "int4")
-    assert slow == {"muon", *(f"sgdsai-orthogonal-{kind}" for kind in kinds)}
+    assert not [name for name in usual if "orthogonal" in name or "muon" in name]
+    others = {"muon", "sgdsai-orthogonal-float32", "sgdsai-orthogonal-int4"}
+    assert others <= set(candidates()) - set(usual)
     assert set(Plan("tiny", ("muon",)).chosen) == {"muon"}
+
+
+def test_everything_that_the_lab_trains_with_can_be_timed_under_its_name():
+    known = candidates()
+    assert set(OPTIMIZERS) <= set(known)
+    for name, spec in OPTIMIZERS.items():
+        assert known[name].spec == spec
+
+
+def test_an_execution_is_what_its_param_groups_ask_for():
+    model = skeleton("tiny")
+    allocate(model, torch.float32, CPU)
+    for name in ("adamw-fused", "sgd-foreach", "sgdsai-int8-reference"):
+        *_, kind = name.split("-")
+        optimizer = candidates()[name].build(model)
+        optimizer.step()
+        for group in optimizer.param_groups:
+            flags = (bool(group["foreach"]), bool(group["fused"]))
+            assert flags == (kind == "foreach", kind == "fused")
+
+
+def test_what_the_loop_would_train_is_what_is_timed():
+    model = skeleton("tiny")
+    allocate(model, torch.float32, CPU)
+    timed = candidates()["adam-mini"].build(model)
+    trained = build_optimizer("adam-mini", model, 1e-6, 0.1, seed=0)
+    assert type(timed) is type(trained)
+    for one, other in zip(timed.param_groups, trained.param_groups, strict=True):
+        assert {**one, "params": None} == {**other, "params": None}
 
 
 def test_rules_by_role_take_the_bytes_of_one_state_and_muon_more():
@@ -163,8 +200,8 @@ def test_rules_by_role_take_the_bytes_of_one_state_and_muon_more():
 
 def test_what_is_timed_after_the_first_step_no_longer_measures():
     model = skeleton("tiny")
-    params = allocate(model, torch.float32, CPU)
-    optimizer = candidates()["sgdsai-orthogonal-float32"].build(params, model)
+    allocate(model, torch.float32, CPU)
+    optimizer = candidates()["sgdsai-orthogonal-float32"].build(model)
     for _ in range(3):
         optimizer.step()
     rules = {g["role"]: g["scaling"] for g in optimizer.param_groups}
@@ -227,7 +264,7 @@ def test_the_picture_names_every_optimizer_that_ran(rows, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizers": ("sgd",)}, "optimizers must be one of sgdsai.* got sgd"),
+        ({"optimizers": ("sgdm",)}, "optimizers must be one of sgdsai.* got sgdm"),
         ({"dtype": "int8"}, "dtype must be one of float32, .* got int8"),
         ({"rounds": 0}, "rounds must be >= 1, got 0"),
         ({"steps": 0}, "steps must be >= 1, got 0"),

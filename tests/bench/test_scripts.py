@@ -22,7 +22,7 @@ def script(name):
 
 def test_the_gpu_script_can_be_tried_out_on_the_cpu(tmp_path, monkeypatch):
     module = script("gpu")
-    monkeypatch.setattr(module, "RIVALS", ("sgdm-foreach",))
+    monkeypatch.setattr(module, "RIVALS", ("sgd-foreach",))
     path = tmp_path / "gpu.csv"
     arguments = "--device cpu --shapes tiny --rounds 1 --steps 1 --out"
     module.main([*arguments.split(), str(path)])
@@ -75,7 +75,7 @@ def test_the_gpu_script_refuses_a_machine_without_one(capsys):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_predicted_blocks_are_what_the_gpu_allocates(tmp_path, monkeypatch):
     module = script("gpu")
-    monkeypatch.setattr(module, "RIVALS", ("sgdm-foreach", "adamw-foreach"))
+    monkeypatch.setattr(module, "RIVALS", ("sgd-foreach", "adamw-foreach"))
     path = tmp_path / "gpu.csv"
     arguments = "--shapes gpt2 --dtypes float32 --rounds 1 --steps 1 --out"
     module.main([*arguments.split(), str(path)])
@@ -87,7 +87,7 @@ def test_predicted_blocks_are_what_the_gpu_allocates(tmp_path, monkeypatch):
 
 
 def test_the_step_time_script_writes_rows_and_a_picture(tmp_path):
-    arguments = "--shapes tiny --optimizers sgdm-loop --rounds 1 --steps 1 --out"
+    arguments = "--shapes tiny --optimizers sgd-loop --rounds 1 --steps 1 --out"
     script("step_time").main([*arguments.split(), str(tmp_path)])
     assert "SGDM loop" in (tmp_path / "step_time_cpu_tiny.csv").read_text()
     assert (tmp_path / "step_time_cpu_tiny.svg").stat().st_size > 1000

@@ -12,7 +12,7 @@ from saiopt.lab.frechet import DigitFeatures, frechet_distance
 from saiopt.lab.outcome import carry_out
 from saiopt.lab.ranks import Ranks
 from saiopt.lab.recipe import Recipe, override
-from saiopt.lab.recipes import RECIPES, get_recipe
+from saiopt.lab.recipes import get_recipe, small_recipes
 from saiopt.lab.run import Run
 from saiopt.lab.task import Task
 
@@ -200,6 +200,5 @@ def test_micro_batches_give_the_numbers_of_one_batch(
 
 def test_every_small_recipe_has_a_learning_rate_for_the_swept_optimizers() -> None:
     swept = {"sgdsai", "sgdsai-sqrt-numel", "adamw", "sgd", "sgdm-decoupled"}
-    for build in RECIPES.values():
-        if build().size == "small":
-            assert build().lrs.keys() >= swept
+    for name in small_recipes():
+        assert get_recipe(name).lrs.keys() >= swept

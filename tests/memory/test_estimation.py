@@ -8,7 +8,6 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from saiopt import SGDSaI
 from saiopt.memory import OptimizerError, estimate
-from saiopt.memory.by_role import RULES, MuonWithAdamW, groups_by_role
 from saiopt.optimizer.options import STATE_DTYPES
 
 
@@ -50,29 +49,6 @@ OPTIMIZERS = {
     "rmsprop": torch.optim.RMSprop,
     "nadam": torch.optim.NAdam,
 }
-
-
-def gpt2_block():
-    return nn.ModuleDict(
-        {
-            "wte": nn.Embedding(4096, 768),
-            "block": nn.ModuleDict(
-                {
-                    "qkv": nn.Linear(768, 3 * 768),
-                    "out": nn.Linear(768, 768),
-                    "up": nn.Linear(768, 4 * 768),
-                    "down": nn.Linear(4 * 768, 768),
-                }
-            ),
-            "norm": nn.LayerNorm(768),
-        }
-    )
-
-
-def with_grads(model):
-    for p in model.parameters():
-        p.grad = torch.randn_like(p)
-    return model
 
 
 def bytes_of(tensors):
@@ -157,42 +133,6 @@ def test_the_estimate_holds_for_low_bit_momentum(state_dtype):
     optimizer.step()
     assert found.state.tensor_bytes == state_bytes(optimizer)
     assert found.state_bytes_per_parameter < 2
-
-
-@pytest.mark.parametrize("state_dtype", [None, *STATE_DTYPES])
-@pytest.mark.parametrize("rule", RULES)
-def test_the_estimate_holds_for_rules_by_role(rule, state_dtype):
-    model = TinyTransformer()
-    factories = [
-        lambda params: SGDSaI(
-            groups_by_role(model, params, rule), state_dtype=state_dtype
-        ),
-        lambda params: MuonWithAdamW(model, params),
-    ]
-    for factory in factories:
-        found = estimate(model, factory)
-        train_transformer(model, torch.float32)
-        optimizer = factory(list(model.parameters()))
-        for _ in range(2):
-            optimizer.step()
-        assert found.state.tensor_bytes == state_bytes(optimizer)
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_a_block_of_gpt2_takes_the_bytes_of_one_state(rule):
-    """One of the twelve, really allocated and stepped, with the embeddings cut."""
-    model = with_grads(gpt2_block())
-    entries = sum(p.numel() for p in model.parameters())
-    for state_dtype, most in (
-        ("float32", 4.02),
-        ("bfloat16", 2.02),
-        ("int8", 1.09),
-        ("int4", 0.60),
-    ):
-        groups = groups_by_role(model, list(model.parameters()), rule)
-        optimizer = SGDSaI(groups, state_dtype=state_dtype)
-        optimizer.step()
-        assert state_bytes(optimizer) / entries <= most
 
 
 def test_the_model_is_not_changed():

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
-import importlib.util
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from saiopt.memory.by_role import MuonWithAdamW, groups_by_role
-from saiopt.memory.optimizers import STATE_DTYPES, StateDtype, adam_mini
-from saiopt.optimizer import SGDSaI
+from saiopt.lab.optimizers import OPTIMIZERS, OptimizerSpec, set_mode, variants
+from saiopt.lab.optimizers.registry import grouped
+from saiopt.optimizer.options import STATE_DTYPES
 
-# So small that no rule moves a weight far in any number of steps.
+# So small that no rule moves a weight far in any number of steps; what finds the size
+# of its steps wants 1.
 _LR = 1e-6
 _DECAY = 0.1
 EXECUTIONS = {
@@ -26,8 +23,30 @@ EXECUTIONS = {
     "foreach": {"foreach": True, "fused": False},
     "fused": {"fused": True},
 }
-
-Build = Callable[[list[nn.Parameter], nn.Module], Optimizer]
+# What is timed only here.
+_TIMED_ONLY = {
+    "sgd-sai": OptimizerSpec(
+        grouped("sgd_sai", "SGD_sai"),
+        {},
+        "the authors' release",
+        "sgd-sai (authors)",
+        package="sgd-sai",
+    ),
+    "pytorch-optimizer": OptimizerSpec(
+        grouped("pytorch_optimizer", "SGDSaI"),
+        {},
+        "defaults of the package",
+        "pytorch_optimizer SaI",
+        package="pytorch-optimizer",
+    ),
+    "adamw-8bit": OptimizerSpec(
+        grouped("torchao.optim", "AdamW8bit"),
+        {},
+        "defaults of the package",
+        "torchao AdamW 8-bit",
+        package="torchao",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -36,39 +55,65 @@ class Candidate:
 
     Args:
         label: its name in tables.
-        build: from parameters, and the model whose names and sizes they have, to the
-            optimizer.
-        distribution: the package on the index that it comes from.
-        module: that the package installs.
-        by_default: whether it runs where none is asked for. A step of whole matrices
-            takes seconds on a CPU.
+        spec: how the lab builds it.
+        execution: flags of its param groups, none for its own choice.
     """
 
     label: str
-    build: Build
-    distribution: str
-    module: str
-    by_default: bool = True
+    spec: OptimizerSpec
+    execution: Mapping[str, bool] = field(default_factory=dict)
 
-    @property
-    def is_installed(self) -> bool:
-        """Tell whether its package is installed."""
-        return importlib.util.find_spec(self.module) is not None
+    def build(self, model: nn.Module) -> Optimizer:
+        """Build the optimizer as the lab trains a model with it.
 
-    @property
-    def version(self) -> str:
-        """Return the version of its package."""
-        return version(self.distribution)
+        One gradient is measured at most, so that the steps that are timed after it are
+        ordinary.
 
-    @property
-    def is_ours(self) -> bool:
-        """Tell whether it is this package's own."""
-        return self.module == "saiopt"
+        Args:
+            model: whose parameters are stepped.
+
+        Returns:
+            The optimizer.
+        """
+        lr = 1.0 if self.spec.estimates_size else _LR
+        optimizer = self.spec.make(model, lr, _DECAY, seed=0)
+        for group in optimizer.param_groups:
+            group.update(self.execution)
+            if "calibration_steps" in group:
+                group["calibration_steps"] = 1
+        set_mode(optimizer, training=True)
+        return optimizer
 
 
 def candidates() -> dict[str, Candidate]:
-    """Return all candidates by name: ours, torch's, then other packages'."""
-    return {**_ours(), **_torch(), **_packages()}
+    """Return all candidates by name: the usual ones, and what else the lab trains with.
+
+    Returns:
+        Names are the lab's, with an execution behind some.
+    """
+    found = usual()
+    for name in OPTIMIZERS:
+        specs = {name: OPTIMIZERS[name], **variants(name, STATE_DTYPES)}
+        found |= {key: _candidate(key, spec) for key, spec in specs.items()}
+    return found
+
+
+def usual() -> dict[str, Candidate]:
+    """Return the candidates that run where none is asked for.
+
+    None of them steps whole matrices, which takes seconds on a CPU.
+
+    Returns:
+        By name: ours, torch's, then other packages'.
+    """
+    executed = {name: OPTIMIZERS[name] for name in ("sgd", "adamw")}
+    rivals = {name: OPTIMIZERS[name] for name in ("lion", "prodigy", "adam-mini")}
+    found = _executions(variants("sgdsai", STATE_DTYPES))
+    by_role = variants("sgdsai-factored", STATE_DTYPES)
+    found |= {name: _candidate(name, spec) for name, spec in by_role.items()}
+    found |= _executions(executed)
+    others = {**_TIMED_ONLY, **rivals}
+    return found | {name: _candidate(name, spec) for name, spec in others.items()}
 
 
 @contextlib.contextmanager
@@ -78,94 +123,25 @@ def silenced() -> Iterator[None]:
         yield
 
 
-def _ours() -> dict[str, Candidate]:
-    found = {}
-    for kind, state_dtype in STATE_DTYPES.items():
-        short = kind.replace("bfloat", "bf")
-        for execution, flags in EXECUTIONS.items():
-            name = "reference" if execution == "loop" else execution
-            build = _plain(SGDSaI, state_dtype=state_dtype, **flags)
-            found[f"sgdsai-{name}-{short}"] = Candidate(
-                f"saiopt {name} {short}", build, "saiopt", "saiopt"
-            )
-        for rule, label in (("orthogonal", "orthog."), ("factored", "factored")):
-            build = _by_role(rule, state_dtype)
-            usual = rule != "orthogonal"
-            found[f"sgdsai-{rule}-{short}"] = Candidate(
-                f"saiopt {label} {short}", build, "saiopt", "saiopt", usual
-            )
-    return found
-
-
-def _by_role(rule: str, state_dtype: StateDtype) -> Build:
-    # One gradient is measured, so that the steps that are timed after it are ordinary.
-    return lambda params, model: SGDSaI(
-        groups_by_role(model, params, rule, _DECAY),
-        lr=_LR,
-        calibration_steps=1,
-        state_dtype=state_dtype,
-    )
-
-
-def _torch() -> dict[str, Candidate]:
-    found = {}
-    for execution, flags in EXECUTIONS.items():
-        sgd = _plain(torch.optim.SGD, momentum=0.9, **flags)
-        adamw = _plain(torch.optim.AdamW, **flags)
-        found[f"sgdm-{execution}"] = _of_torch(f"SGDM {execution}", sgd)
-        found[f"adamw-{execution}"] = _of_torch(f"AdamW {execution}", adamw)
-    found["muon"] = _of_torch("Muon + AdamW", _muon, by_default=False)
-    return found
-
-
-def _packages() -> dict[str, Candidate]:
-    rows = [
-        ("sgd-sai", "sgd-sai", "sgd_sai", "SGD_sai", {}),
-        ("pytorch-optimizer", "pytorch-optimizer", "pytorch_optimizer", "SGDSaI", {}),
-        ("lion", "lion-pytorch", "lion_pytorch", "Lion", {}),
-        ("prodigy", "prodigyopt", "prodigyopt", "Prodigy", {"lr": 1.0}),
-        ("adamw-8bit", "torchao", "torchao.optim", "AdamW8bit", {}),
-    ]
-    labels = {
-        "sgd-sai": "sgd-sai (authors)",
-        "pytorch-optimizer": "pytorch_optimizer SaI",
-        "lion": "Lion",
-        "prodigy": "Prodigy",
-        "adamw-8bit": "torchao AdamW 8-bit",
+def _executions(specs: Mapping[str, OptimizerSpec]) -> dict[str, Candidate]:
+    """Return optimizers in each execution that their param groups can ask for."""
+    return {
+        f"{name}-{kind}": _candidate(name, spec, kind, flags)
+        for name, spec in specs.items()
+        for execution, flags in EXECUTIONS.items()
+        for kind in ["reference" if spec.is_ours and execution == "loop" else execution]
     }
-    found = {
-        name: Candidate(
-            labels[name],
-            _imported(module, attribute, **options),
-            distribution,
-            module.partition(".")[0],
-        )
-        for name, distribution, module, attribute, options in rows
-    }
-    found["adam-mini"] = Candidate("Adam-mini", _adam_mini, "adam-mini", "adam_mini")
-    return found
 
 
-def _of_torch(label: str, build: Build, *, by_default: bool = True) -> Candidate:
-    return Candidate(label, build, "torch", "torch", by_default)
-
-
-def _plain(kind: Callable[..., Optimizer], **options: object) -> Build:
-    settings = {"lr": _LR, "weight_decay": _DECAY, **options}
-    return lambda params, _: kind(params, **settings)
-
-
-def _imported(module: str, attribute: str, **options: object) -> Build:
-    def build(params: list[nn.Parameter], model: nn.Module) -> Optimizer:
-        kind = getattr(importlib.import_module(module), attribute)
-        return _plain(kind, **options)(params, model)
-
-    return build
-
-
-def _muon(params: list[nn.Parameter], model: nn.Module) -> Optimizer:
-    return MuonWithAdamW(model, params, lr=_LR, weight_decay=_DECAY)
-
-
-def _adam_mini(params: list[nn.Parameter], model: nn.Module) -> Optimizer:
-    return adam_mini(model, lr=_LR, weight_decay=_DECAY)(params)
+def _candidate(
+    name: str,
+    spec: OptimizerSpec,
+    kind: str = "",
+    flags: Mapping[str, bool] | None = None,
+) -> Candidate:
+    words = [spec.label or name, kind]
+    if spec.is_ours and spec.label:
+        # The dtype of the momentum comes last, and a table has 80 columns.
+        own = spec.label.replace("SGD-SaI", "").replace("orthogonal", "orthog.")
+        words = ["saiopt", kind, own.strip()]
+    return Candidate(" ".join(filter(None, words)), spec, flags or {})

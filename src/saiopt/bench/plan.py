@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from saiopt.choices import require_known
-from saiopt.memory.report import DTYPES
+from saiopt.lab.model_memory.models import DTYPES
 
-from .candidates import Candidate, candidates
+from .candidates import Candidate, candidates, usual
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Plan:
 
     Args:
         shapes: as :func:`saiopt.bench.shapes.skeleton` takes them.
-        optimizers: names of candidates; where empty, all that run by default.
+        optimizers: names of candidates; where empty, the usual ones.
         device: ``cpu`` or ``cuda``.
-        dtype: a key of :data:`saiopt.memory.report.DTYPES`.
+        dtype: a key of :data:`saiopt.lab.model_memory.models.DTYPES`.
         rounds: passes over all candidates, >= 1, each in another order.
         steps: timed in each round, >= 1.
 
@@ -54,6 +54,7 @@ class Plan:
     @property
     def chosen(self) -> dict[str, Candidate]:
         """Return the candidates by name."""
+        if not self.optimizers:
+            return usual()
         known = candidates()
-        usual = (name for name, c in known.items() if c.by_default)
-        return {name: known[name] for name in self.optimizers or usual}
+        return {name: known[name] for name in self.optimizers}

@@ -27,7 +27,7 @@ def plot_rows(rows: Sequence[Row], path: Path) -> None:
     bars = [
         StepTime(
             row.optimizer,
-            row.optimizer.startswith("saiopt"),
+            row.optimizer.startswith(("saiopt", "sgdsai")),
             (row.step_ms_q1 or 0.0, row.step_ms or 0.0, row.step_ms_q3 or 0.0),
             row.floor_ms or 0.0,
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from saiopt.lab.environment import commit, hardware
-from saiopt.memory.report import DTYPES
+from saiopt.lab.model_memory.models import DTYPES
 
 from .plan import Plan
 from .samples import Bench, Samples
@@ -97,12 +97,10 @@ def make_row(
         The row.
     """
     candidate = plan.chosen[name]
-    installed = candidate.is_installed
-    package = candidate.distribution
     num_params = sum(p.numel() for p in bench.params)
     row = Row(
         optimizer=candidate.label,
-        package=f"{package} {candidate.version}" if installed else package,
+        package=candidate.spec.installed or candidate.spec.distribution,
         status=samples.failure or "ok",
         shapes=plan.shapes,
         num_params=num_params,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from saiopt.memory.report import DTYPES
+from saiopt.lab.model_memory.models import DTYPES
 
 from .bandwidth import bandwidth
 from .plan import Plan
@@ -49,18 +49,18 @@ def run_bench(plan: Plan, observe: Observe = lambda _: None) -> list[Row]:
     device = torch.device(plan.device)
     _check_memory(model, plan, device)
     try:
-        params = allocate(model, DTYPES[plan.dtype], device)
+        allocate(model, DTYPES[plan.dtype], device)
     except torch.OutOfMemoryError as error:
         raise DoesNotFitError(
             f"shapes must fit in the GPU's memory with gradients, got {plan.shapes}"
         ) from error
-    bench = Bench(params, model, device, plan.steps)
+    bench = Bench(model, device, plan.steps)
     samples = {name: Samples() for name in plan.chosen}
     # What exists by now stays: looking through it again and again takes longer than
     # the steps of a small model.
     gc.freeze()
     for name, candidate in plan.chosen.items():
-        if candidate.is_installed:
+        if candidate.spec.installed:
             observe(f"try {candidate.label}")
             bench.inspect(candidate, samples[name])
         else:

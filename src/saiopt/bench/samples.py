@@ -57,16 +57,19 @@ class Bench:
     """Hold what all candidates of a run share.
 
     Args:
-        params: stepped by every candidate in its turn.
-        model: whose names and sizes the parameters have.
+        model: whose parameters every candidate steps in its turn.
         device: of the parameters.
         steps: timed in each round.
     """
 
-    params: list[nn.Parameter]
     model: nn.Module
     device: torch.device
     steps: int
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """Return the parameters that are stepped."""
+        return list(self.model.parameters())
 
     def inspect(self, candidate: Candidate, samples: Samples) -> None:
         """Step a candidate without timing it, and measure its memory.
@@ -87,7 +90,7 @@ class Bench:
         """
         with self._guarded(samples):
             self._time(candidate, samples)
-        if candidate.is_ours and samples.failure is None:
+        if candidate.spec.is_ours and samples.failure is None:
             with self._guarded(samples):
                 self._time_calibration(candidate, samples)
 
@@ -104,20 +107,20 @@ class Bench:
         self._clear()
 
     def _time(self, candidate: Candidate, samples: Samples) -> None:
-        optimizer = candidate.build(self.params, self.model)
+        optimizer = candidate.build(self.model)
         samples.first_step_seconds.append(self._step_seconds(optimizer))
         optimizer.step()
         for _ in range(1 if samples.is_slow else self.steps):
             samples.step_seconds.append(self._step_seconds(optimizer))
 
     def _time_calibration(self, candidate: Candidate, samples: Samples) -> None:
-        optimizer = candidate.build(self.params, self.model)
+        optimizer = candidate.build(self.model)
         _allocate_state(optimizer)
         samples.calibration_seconds.append(self._step_seconds(optimizer))
 
     def _measure_memory(self, candidate: Candidate, samples: Samples) -> None:
         before = self._device_memory()
-        optimizer = candidate.build(self.params, self.model)
+        optimizer = candidate.build(self.model)
         optimizer.step()
         samples.is_slow = self._step_seconds(optimizer) > _SLOW_SECONDS
         if self.device.type == "cuda":
@@ -128,7 +131,7 @@ class Bench:
             samples.reserved_bytes = reserved - before[1]
         sizes = [(t.device, storage_bytes(t)) for t in state_tensors(optimizer)]
         samples.state_bytes = sum(size for _, size in sizes)
-        on_device = [size for device, size in sizes if device == self.params[0].device]
+        on_device = [size for device, size in sizes if device.type == self.device.type]
         samples.predicted_bytes = footprint(on_device).block_bytes
         samples.temporary_bytes = peak_temporary_bytes(optimizer.step, self.device)
 

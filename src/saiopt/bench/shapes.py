@@ -6,7 +6,11 @@ import torch
 from torch import nn
 
 from saiopt.choices import asking
-from saiopt.memory.models import KNOWN_MODELS, build_model
+from saiopt.lab.model_memory.models import (
+    KNOWN_MODELS,
+    build_model,
+    put_parameters,
+)
 
 TINY = "tiny"
 _WEIGHT_STD = 0.02
@@ -18,7 +22,7 @@ def skeleton(shapes: str) -> nn.Module:
 
     Args:
         shapes: ``tiny`` (half a megabyte, for trying things out), or whatever
-            :func:`saiopt.memory.models.build_model` takes.
+            :func:`saiopt.lab.model_memory.models.build_model` takes.
 
     Returns:
         The model, without memory.
@@ -40,19 +44,16 @@ def skeleton(shapes: str) -> nn.Module:
         ) from error
 
 
-def allocate(
-    model: nn.Module, dtype: torch.dtype, device: torch.device
-) -> list[nn.Parameter]:
-    """Allocate parameters with gradients.
+def allocate(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    """Give a model parameters of its shapes, with gradients.
+
+    They are normal with standard deviation 0.02, and the gradients with standard
+    deviation 1e-3; the same at every call.
 
     Args:
-        model: whose parameters' shapes count.
+        model: whose parameters are replaced.
         dtype: of parameters and gradients.
         device: of both.
-
-    Returns:
-        Parameters, normal with standard deviation 0.02, whose gradients are normal
-        with standard deviation 1e-3; the same at every call.
     """
     generator = torch.Generator(device).manual_seed(0)
     params = []
@@ -62,7 +63,7 @@ def allocate(
         grad = torch.empty(shape, dtype=dtype, device=device)
         param.grad = grad.normal_(std=_GRADIENT_STD, generator=generator)
         params.append(param)
-    return params
+    put_parameters(model, params)
 
 
 def _tiny_model() -> nn.Module:

@@ -100,7 +100,7 @@ def bench_table(rows: Sequence[Row]) -> Table:
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        style = "bold" if row.optimizer.startswith("saiopt") else None
+        style = "bold" if row.optimizer.startswith(("saiopt", "sgdsai")) else None
         table.add_row(row.optimizer, *_cells(row), style=style)
     return table
 

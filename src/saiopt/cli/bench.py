@@ -20,8 +20,8 @@ class Bench:
     Args:
         shapes: A model, as 'saiopt memory' takes it, or tiny.
         device: Where to step.
-        optimizers: Names, also sgdsai-orthogonal-float32 (bf16, int8, int4) and muon,
-            whose steps take seconds on a CPU.
+        optimizers: Names as 'saiopt compare' takes them, or of one execution, such as
+            sgdsai-int8-fused. Orthogonal steps take seconds on a CPU.
         dtype: Of parameters and gradients: float32, bfloat16 or float16.
         rounds: Passes over all optimizers, in changing order.
         steps: Timed in each round.
@@ -35,7 +35,7 @@ class Bench:
     device: Annotated[Literal["cpu", "cuda"], arg(metavar="cpu|cuda")] = "cpu"
     optimizers: Annotated[
         tuple[str, ...],
-        arg(metavar="NAME ...", help_behavior_hint="(default: all others)"),
+        arg(metavar="NAME ...", help_behavior_hint="(default: all with faster steps)"),
     ] = ()
     dtype: Annotated[str, arg(metavar="DTYPE")] = "float32"
     rounds: Annotated[int, arg(metavar="N")] = 5

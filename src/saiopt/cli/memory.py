@@ -16,7 +16,7 @@ class Memory:
     Args:
         models: Names such as gpt2-xl or llama2-7b, Hugging Face config.json files, or
             package.module:callable.
-        optimizers: Names, also sgdsai-orthogonal, sgdsai-factored and muon.
+        optimizers: Names as 'saiopt compare' takes them.
         dtype: Of the weights: float32, bfloat16 or float16.
         state_dtype: Of SGD-SaI's momentum: float32, bfloat16, int8 or int4.
         shards: Ranks that share each model as in FSDP; the fullest one is shown.
@@ -30,7 +30,7 @@ class Memory:
         tuple[str, ...],
         arg(
             metavar="NAME ...",
-            help_behavior_hint="(default: adamw sgdm adam-mini prodigy sgdsai)",
+            help_behavior_hint="(default: adamw sgd adam-mini prodigy sgdsai)",
         ),
     ] = ()
     dtype: Annotated[
@@ -45,16 +45,16 @@ class Memory:
 
     def __call__(self) -> None:
         """Estimate and print the tables."""
-        from saiopt.memory.optimizers import COMPARED, STATE_DTYPES
-        from saiopt.memory.report import as_json, report_memory
-        from saiopt.memory.table import renderables
+        from saiopt.lab.model_memory.report import COMPARED, as_json, report_memory
+        from saiopt.lab.model_memory.table import renderables
+        from saiopt.optimizer.options import STATE_DTYPES
 
         with refusing(ValueError):
             reports = report_memory(
                 self.models,
                 optimizers=self.optimizers or COMPARED,
                 dtype=self.dtype,
-                state_dtypes=self.state_dtype or tuple(STATE_DTYPES),
+                state_dtypes=self.state_dtype or STATE_DTYPES,
                 num_shards=self.shards,
             )
         if self.json:

@@ -1,7 +1,7 @@
 """The optimizers that a recipe can be trained with, by name."""
 
 from .modes import set_mode
-from .registry import OPTIMIZERS, build_optimizer, get_optimizer
+from .registry import OPTIMIZERS, build_optimizer, get_optimizer, variants
 from .spec import OptimizerSpec
 from .state_size import state_bytes
 
@@ -12,4 +12,5 @@ __all__ = [
     "get_optimizer",
     "set_mode",
     "state_bytes",
+    "variants",
 ]

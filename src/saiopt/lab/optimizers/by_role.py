@@ -1,15 +1,13 @@
 """SGD-SaI whose rules go by the roles of parameters."""
 
 from collections.abc import Iterable
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from torch import nn
 
 from saiopt.optimizer import SGDSaI, orthogonal_groups
 from saiopt.optimizer.roles import ALL_FACTORED
-
-# Settings are JSON types: a dtype goes by its name.
-DtypeName: TypeAlias = Literal["bfloat16", "int8", "int4"]
+from saiopt.optimizer.sgdsai import StateDtype
 
 
 def by_role(
@@ -20,7 +18,7 @@ def by_role(
     rule: str,
     momentum: float,
     rest: float = 1.0,
-    state_dtype: DtypeName | None = None,
+    state_dtype: StateDtype | None = None,
 ) -> SGDSaI:
     """Build SGD-SaI with one rule for hidden matrices, all others factored.
 

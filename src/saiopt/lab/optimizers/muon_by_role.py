@@ -48,8 +48,8 @@ class MuonWithFactored(Stepping, SGDSaI):
             step_by_muon(group, self.state)
 
 
-class MuonWithAdamWByRole(Stepping):
-    """Step some groups with Muon and the others with AdamW at rates of their own.
+class AdamWByRole(Stepping):
+    """Step groups with AdamW at rates of their own, or with Muon.
 
     A group's ``lr_multiplier`` multiplies the step but not the decay, whatever the
     learning rate is set to.
@@ -162,7 +162,7 @@ def muon_adamw(
     rates = {"tied": embedding, "embedding": embedding, "head": head, "vector": vector}
     groups = _groups(model, weight_decay, rates, "muon-adamw")
     multiply_rest(groups, rest)
-    return MuonWithAdamWByRole(groups, lr, momentum, betas, eps)
+    return AdamWByRole(groups, lr, momentum, betas, eps)
 
 
 def adamw_by_role(
@@ -192,7 +192,7 @@ def adamw_by_role(
     rates |= {role: {"lr_multiplier": embedding} for role in ("tied", "embedding")}
     found = orthogonal_groups(model, weight_decay, roles=rates)
     groups = [{**group, "by_muon": False} for group in found]
-    return MuonWithAdamWByRole(groups, lr, 0.0, betas, eps)
+    return AdamWByRole(groups, lr, 0.0, betas, eps)
 
 
 def step_by_muon(group: Group, states: Mapping[Tensor, Mapping[str, Tensor]]) -> None:

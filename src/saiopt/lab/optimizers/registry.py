@@ -1,6 +1,8 @@
 """The names under which recipes and commands know the optimizers."""
 
-from collections.abc import Iterator, Mapping
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -15,70 +17,112 @@ from saiopt.lab.optimizers import (
     muon_by_role,
     scaled_once,
 )
-from saiopt.lab.optimizers.grouped import grouped, sgd
 from saiopt.lab.optimizers.spec import OptimizerSpec
+from saiopt.optimizer import decay_groups
+from saiopt.optimizer.options import STATE_DTYPES
+
+
+def grouped(module: str, name: str) -> Callable[..., Optimizer]:
+    """Return what builds an optimizer of which all parameters but 1-D ones decay.
+
+    Args:
+        module: Imported when the optimizer is built, since it may be missing.
+        name: Of the class in it, which takes ``lr`` and settings by keyword.
+
+    Returns:
+        A ``build`` as :class:`OptimizerSpec` describes it.
+    """
+
+    def build(
+        model: nn.Module, lr: float, weight_decay: float, **settings: object
+    ) -> Optimizer:
+        kind = getattr(importlib.import_module(module), name)
+        return kind(decay_groups(model, weight_decay), lr=lr, **settings)
+
+    return build
+
+
+def _sgd(
+    model: nn.Module, lr: float, weight_decay: float, *, momentum: float
+) -> Optimizer:
+    # Coupled decay passes through the momentum buffer, which multiplies it by
+    # 1/(1-momentum); this undoes it, so that a step decays by lr * weight_decay.
+    coupled = weight_decay * (1 - momentum)
+    return grouped("torch.optim", "SGD")(model, lr, coupled, momentum=momentum)
+
 
 _RELEASE = "defaults of the authors' release 1.0.3"
 _GPT3 = "Brown et al. 2020 (GPT-3), appendix B"
 
-_LOW_BITS = {"bf16": "bfloat16", "int8": "int8", "int4": "int4"}
-
 _adamw = grouped("torch.optim", "AdamW")
 _ADAMW_SETTINGS = {"betas": (0.9, 0.95), "eps": 1e-8}
+_LOW_BITS = [name for name in STATE_DTYPES if name != "float32"]
 
 
 def _sai(scaling: str, source: str = _RELEASE) -> OptimizerSpec:
-    settings = {"momentum": 0.9, "eps": 1e-8, "scaling": scaling}
-    # Algorithm 1 divides by the largest g-SNR of all gradients.
-    alone = scaling != "gsnr_max"
-    return OptimizerSpec(scaled_once.sgdsai, settings, source, steps_in_backward=alone)
+    return OptimizerSpec(
+        scaled_once.sgdsai,
+        {"momentum": 0.9, "eps": 1e-8, "scaling": scaling},
+        source,
+        is_ours=True,
+        # Algorithm 1 divides by the largest g-SNR of all gradients.
+        steps_in_backward=scaling != "gsnr_max",
+    )
 
 
-def _by_role(rule: str, source: str) -> Iterator[tuple[str, OptimizerSpec]]:
-    """Yield SGD-SaI by roles, and with momentum in fewer bits."""
-    name = f"sgdsai-{rule}"
-    for suffix, state_dtype in {"": None, **_LOW_BITS}.items():
-        short = {} if state_dtype is None else {"state_dtype": state_dtype}
-        yield (
-            f"{name}-{suffix}" if suffix else name,
-            OptimizerSpec(
-                by_role.by_role,
-                {"rule": rule, "momentum": 0.9, "rest": 1.0, **short},
-                f"as {name}, with momentum in {state_dtype}" if suffix else source,
-                lr_of=name if suffix else None,
-                steps_in_backward=True,
-            ),
+def _by_role(rule: str, source: str) -> OptimizerSpec:
+    return OptimizerSpec(
+        by_role.by_role,
+        {"rule": rule, "momentum": 0.9, "rest": 1.0},
+        source,
+        rule,
+        is_ours=True,
+        by_state_dtype=True,
+        steps_in_backward=True,
+    )
+
+
+def _in_dtypes(
+    name: str, spec: OptimizerSpec, state_dtypes: Iterable[str] = _LOW_BITS
+) -> dict[str, OptimizerSpec]:
+    """Return an entry with momentum of each of some dtypes, by name."""
+    return {
+        f"{name}-{short}": dataclasses.replace(
+            spec,
+            settings={**spec.settings, "state_dtype": state_dtype},
+            source=f"as {name}, with momentum in {state_dtype}",
+            label=f"{spec.label or name} {short}",
+            lr_of=name,
+            by_state_dtype=False,
         )
+        for state_dtype in state_dtypes
+        for short in [state_dtype.replace("bfloat", "bf")]
+    }
 
+
+_SGDSAI = dataclasses.replace(_sai("gsnr"), label="SGD-SaI", by_state_dtype=True)
+_ORTHOGONAL = _by_role(
+    "orthogonal", "ours: Muon on a balanced momentum, factored scales for the rest"
+)
+_FACTORED = _by_role("factored", "ours: Adafactor's second moment, measured once")
 
 OPTIMIZERS: dict[str, OptimizerSpec] = {
-    "sgdsai": _sai("gsnr"),
+    "sgdsai": _SGDSAI,
     "sgdsai-sqrt-numel": _sai("sqrt_numel"),
-    **{
-        f"sgdsai-{suffix}": OptimizerSpec(
-            scaled_once.sgdsai,
-            {"momentum": 0.9, "eps": 1e-8, "scaling": "gsnr", "state_dtype": name},
-            f"as sgdsai, with momentum in {name}",
-            lr_of="sgdsai",
-            steps_in_backward=True,
-        )
-        for suffix, name in _LOW_BITS.items()
-    },
-    **dict(
-        _by_role(
-            "orthogonal",
-            "ours: Muon on a balanced momentum, factored scales for the rest",
-        )
-    ),
-    **dict(_by_role("factored", "ours: Adafactor's second moment, measured once")),
+    **_in_dtypes("sgdsai", _SGDSAI),
+    "sgdsai-orthogonal": _ORTHOGONAL,
+    **_in_dtypes("sgdsai-orthogonal", _ORTHOGONAL),
+    "sgdsai-factored": _FACTORED,
+    **_in_dtypes("sgdsai-factored", _FACTORED),
     "sgdm-decoupled": _sai("none", "as sgdsai, with every scale 1"),
-    "adamw": OptimizerSpec(_adamw, _ADAMW_SETTINGS, _GPT3),
-    "sgd": OptimizerSpec(sgd, {"momentum": 0.9}, "the usual momentum"),
+    "adamw": OptimizerSpec(_adamw, _ADAMW_SETTINGS, _GPT3, "AdamW"),
+    "sgd": OptimizerSpec(_sgd, {"momentum": 0.9}, "the usual momentum", "SGDM"),
     "sgdsai-gsnr-max": _sai("gsnr_max", "Xu et al. 2024, Algorithm 1"),
     "sgdsai-shuffled": OptimizerSpec(
         scaled_once.shuffled,
         {"momentum": 0.9, "eps": 1e-8},
         "as sgdsai, the scales permuted among the blocks by the run's seed",
+        is_ours=True,
         seeded=True,
     ),
     "adam": OptimizerSpec(
@@ -92,17 +136,20 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         grouped("torch.optim", "Adafactor"),
         {"beta2_decay": -0.8, "d": 1.0},
         "Shazeer and Stern 2018, section 9, without first moment",
+        "Adafactor",
         shards=False,
     ),
     "muon": OptimizerSpec(
         muon.muon,
         {"momentum": 0.95, "betas": (0.9, 0.95), "eps": 1e-8},
         "Jordan et al. 2024; update size of Liu et al. 2025, section 2.2",
+        "Muon + AdamW",
     ),
     "muon-factored": OptimizerSpec(
         muon_by_role.muon_factored,
         {"momentum": 0.9, "momentum_of_rest": 0.9, "rest": 1.0},
         "as muon, for what sgdsai-orthogonal steps so; the rest as sgdsai-orthogonal",
+        is_ours=True,
         shards=False,
     ),
     "muon-adamw": OptimizerSpec(
@@ -127,6 +174,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         grouped("lion_pytorch", "Lion"),
         {"betas": (0.9, 0.99)},
         "Chen et al. 2023, Algorithm 2",
+        "Lion",
         package="lion-pytorch",
     ),
     # A step decays a weight by d·η·λ, where d is what Prodigy estimates.
@@ -134,6 +182,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         grouped("prodigyopt", "Prodigy"),
         {"betas": (0.9, 0.999), "eps": 1e-8},
         "defaults of its authors' package",
+        "Prodigy",
         package="prodigyopt",
         shards=False,
         estimates_size=True,
@@ -142,6 +191,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
         adam_mini.adam_mini,
         {"betas": (0.9, 0.95), "eps": 1e-8},
         "as adamw",
+        "Adam-mini",
         package="adam-mini",
         revision=1,
     ),
@@ -158,11 +208,12 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
             low_rank.without_a(build),
             settings,
             f"as {name}, A never moves; LoRA only",
+            is_ours=is_ours,
             revision=1,
         )
-        for name, build, settings in (
-            ("sgdsai", scaled_once.sgdsai, _sai("gsnr").settings),
-            ("adamw", _adamw, _ADAMW_SETTINGS),
+        for name, build, settings, is_ours in (
+            ("sgdsai", scaled_once.sgdsai, _SGDSAI.settings, True),
+            ("adamw", _adamw, _ADAMW_SETTINGS, False),
         )
     },
     "scaled-gd": OptimizerSpec(
@@ -220,7 +271,21 @@ def build_optimizer(
     Raises:
         ValueError: If there is no such optimizer, or none for such a model.
     """
+    return get_optimizer(name).make(model, lr, weight_decay, seed, settings)
+
+
+def variants(name: str, state_dtypes: Iterable[str]) -> dict[str, OptimizerSpec]:
+    """Return an optimizer's entries with each of some dtypes of the momentum.
+
+    Args:
+        name: A key of ``OPTIMIZERS``.
+        state_dtypes: Names of dtypes, which count where the entry takes one.
+
+    Returns:
+        By name, such as ``sgdsai-bf16``, or the entry alone.
+
+    Raises:
+        ValueError: If there is no such optimizer.
+    """
     spec = get_optimizer(name)
-    drawn = {"seed": seed} if spec.seeded else {}
-    chosen = {**spec.settings, **(settings or {})}
-    return spec.build(model, lr, weight_decay, **chosen, **drawn)
+    return _in_dtypes(name, spec, state_dtypes) if spec.by_state_dtype else {name: spec}

@@ -1,6 +1,6 @@
 """SGD-SaI and its controls."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +9,8 @@ from torch.optim import Optimizer
 from saiopt.distributed.shards import measure_blocks
 from saiopt.lab.draws import generator
 from saiopt.optimizer import SGDSaI, decay_groups
+from saiopt.optimizer.sgdsai import StateDtype
 from saiopt.scaling import gsnr
-
-# Settings are JSON types: a dtype goes by its name.
-_STATE_DTYPES: dict[str | None, torch.dtype | Literal["int4"] | None] = {
-    None: None,
-    "bfloat16": torch.bfloat16,
-    "int8": torch.int8,
-    "int4": "int4",
-}
 
 
 def sgdsai(
@@ -28,7 +21,7 @@ def sgdsai(
     momentum: float,
     eps: float,
     scaling: str,
-    state_dtype: str | None = None,
+    state_dtype: StateDtype | None = None,
 ) -> SGDSaI:
     """Build SGD-SaI with one of its scaling rules.
 
@@ -50,7 +43,7 @@ def sgdsai(
         momentum=momentum,
         eps=eps,
         scaling=scaling,
-        state_dtype=_STATE_DTYPES[state_dtype],
+        state_dtype=state_dtype,
     )
 
 

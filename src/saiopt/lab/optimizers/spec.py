@@ -2,8 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
 
@@ -18,6 +20,11 @@ class OptimizerSpec:
         settings: Everything beyond learning rate and decay; part of a run's
             identity.
         source: Where the settings come from.
+        label: Its name in tables of memory and of step times, where that is not the
+            one by which recipes and commands know it.
+        is_ours: Whether its step is SGD-SaI's.
+        by_state_dtype: Whether tables of memory and of step times have a row for each
+            dtype of its momentum, which ``build`` takes by name as ``state_dtype``.
         steps_in_backward: Whether a block can step while other blocks have no gradient
             yet, as gradient release wants it.
         lr_of: Optimizer whose learning rate serves where a recipe has no own one.
@@ -38,6 +45,9 @@ class OptimizerSpec:
     build: Callable[..., Optimizer]
     settings: Mapping[str, Any]
     source: str
+    label: str = ""
+    is_ours: bool = False
+    by_state_dtype: bool = False
     steps_in_backward: bool = False
     lr_of: str | None = None
     package: str | None = None
@@ -48,3 +58,43 @@ class OptimizerSpec:
     estimates_size: bool = False
     revision: int = 0
     code: str = ""
+
+    @property
+    def distribution(self) -> str:
+        """The package that it comes from."""
+        return self.package or ("saiopt" if self.is_ours else "torch")
+
+    @property
+    def installed(self) -> str | None:
+        """That package with its version, None where it is missing."""
+        try:
+            return f"{self.distribution} {version(self.distribution)}"
+        except PackageNotFoundError:
+            return None
+
+    def make(
+        self,
+        model: nn.Module,
+        lr: float,
+        weight_decay: float,
+        seed: int,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Optimizer:
+        """Build the optimizer.
+
+        Args:
+            model: What is trained.
+            lr: η.
+            weight_decay: λ.
+            seed: Of the run, for what is drawn at random.
+            settings: Instead of its own.
+
+        Returns:
+            The optimizer.
+
+        Raises:
+            ValueError: If there is none for such a model.
+        """
+        drawn = {"seed": seed} if self.seeded else {}
+        chosen = {**self.settings, **(settings or {})}
+        return self.build(model, lr, weight_decay, **chosen, **drawn)

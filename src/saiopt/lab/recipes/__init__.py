@@ -47,3 +47,8 @@ def get_recipe(name: str) -> Recipe:
     """
     require_known("recipe", name, RECIPES)
     return RECIPES[name]()
+
+
+def small_recipes() -> tuple[str, ...]:
+    """Return the names of the recipes that train on any machine, in their order."""
+    return tuple(name for name, build in RECIPES.items() if build().size == "small")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from .by_role import RULES
-from .report import Report, Row, published
+from saiopt.lab.model_memory.report import MemoryReport, MemoryRow, published
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -28,18 +27,18 @@ _MEANING = (
     "the total when each parameter steps during the backward pass and its gradient is "
     "freed. bytes/param: of state. state blocks: what the CUDA allocator counts for it."
 )
-
+_BY_ROLE = ("orthogonal", "factored")
 _RULES = (
     "orthogonal, factored: SGD-SaI by the roles of parameters, with that rule for "
     "hidden matrices and factored scales for all others; with what calibration sums up."
 )
 
 
-def renderables(reports: Sequence[Report]) -> Iterator[Table | Text]:
+def renderables(reports: Sequence[MemoryReport]) -> Iterator[Table | Text]:
     """Lay out all that the command prints, in order.
 
     Args:
-        reports: from :func:`saiopt.memory.report.report_memory`.
+        reports: From :func:`saiopt.lab.model_memory.report.report_memory`.
 
     Yields:
         Titles, tables and notes for a rich console, which fit 80 columns.
@@ -54,11 +53,11 @@ def renderables(reports: Sequence[Report]) -> Iterator[Table | Text]:
         yield Text(note, style="dim")
 
 
-def memory_table(report: Report) -> Table:
+def memory_table(report: MemoryReport) -> Table:
     """Lay out one model's memory, a row for each optimizer.
 
     Args:
-        report: the model's.
+        report: The model's.
 
     Returns:
         A table that fits 80 columns; sizes of one rank, in a unit that suits them.
@@ -74,16 +73,20 @@ def memory_table(report: Report) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for row in report.rows:
         cells = _cells(row, UNITS[unit])[: len(columns)]
-        style = "bold" if row.optimizer.startswith(("SGD-SaI", *RULES)) else None
+        style = (
+            "bold"
+            if row.optimizer.startswith(("SGD-SaI", "sgdsai", *_BY_ROLE))
+            else None
+        )
         table.add_row(row.optimizer, *cells, style=style)
     return table
 
 
-def title(report: Report) -> str:
+def title(report: MemoryReport) -> str:
     """Name a report's model.
 
     Args:
-        report: the model's.
+        report: The model's.
 
     Returns:
         Such as ``gpt2 · GPT2LMHeadModel · 124,439,808 parameters in float32``.
@@ -96,11 +99,11 @@ def title(report: Report) -> str:
     return text if shards == 1 else f"{text} · the largest of {shards} shards"
 
 
-def notes(reports: Sequence[Report]) -> list[str]:
+def notes(reports: Sequence[MemoryReport]) -> list[str]:
     """Explain what the tables cannot say in a heading.
 
     Args:
-        reports: what the tables show.
+        reports: What the tables show.
 
     Returns:
         Sentences, each one once.
@@ -109,7 +112,7 @@ def notes(reports: Sequence[Report]) -> list[str]:
     shown = [row for report in reports for row in report.rows]
     if any(row.published_gb is not None for row in shown):
         texts.append(f"paper GB: {published()['source']}; compare with state blocks.")
-    if any(row.optimizer.startswith(RULES) for row in shown):
+    if any(row.optimizer.startswith(_BY_ROLE) for row in shown):
         texts.append(_RULES)
     texts += [
         f"{report.model}: {published()['notes'][report.model]}."
@@ -121,7 +124,7 @@ def notes(reports: Sequence[Report]) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-def _unit(report: Report) -> str:
+def _unit(report: MemoryReport) -> str:
     """Return the unit in which the largest size has a digit before the point.
 
     Where the paper's figures stand beside ours, it is GiB.
@@ -133,7 +136,7 @@ def _unit(report: Report) -> str:
     return next((name for name, size in UNITS.items() if largest >= size), "bytes")
 
 
-def _cells(row: Row, unit: int) -> list[str]:
+def _cells(row: MemoryRow, unit: int) -> list[str]:
     paper = "" if row.published_gb is None else f"{row.published_gb:.2f}"
     found = row.estimate
     if found is None:

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from saiopt.memory.models import KNOWN_MODELS, build_model
+from saiopt.lab.model_memory.models import KNOWN_MODELS, build_model
 
 PUBLISHED = {
     "gpt2": 124_439_808,

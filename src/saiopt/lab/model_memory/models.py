@@ -1,12 +1,10 @@
 """Models by name, by Hugging Face config file or by import path, without weights."""
 
-from __future__ import annotations
-
+import dataclasses
 import importlib
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +13,28 @@ from torch import nn
 
 from saiopt.choices import asking
 
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
-@dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True)
 class KnownModel:
     """Hold what builds a well-known model from its config.
 
     Args:
-        kind: stem of the class names in transformers, such as ``GPT2``.
-        head: rest of the model's class name.
-        num_params: published count of parameters.
-        config: settings that differ from the config class's defaults.
+        kind: Stem of the class names in transformers, such as ``GPT2``.
+        head: Rest of the model's class name.
+        num_params: Published count of parameters.
+        config: Settings that differ from the config class's defaults.
     """
 
     kind: str
     head: str
     num_params: int
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _gpt2(num_params: int, width: int, depth: int, heads: int) -> KnownModel:
@@ -107,7 +111,7 @@ def build_model(name: str) -> nn.Module:
     """Build a model on the meta device.
 
     Args:
-        name: a key of :data:`KNOWN_MODELS`; or a Hugging Face ``config.json``, whose
+        name: A key of :data:`KNOWN_MODELS`; or a Hugging Face ``config.json``, whose
             dtype the weights take, or a folder with one; or
             ``package.module:callable``, where the callable takes no argument and
             returns a module. Modules of the working directory can be imported.
@@ -116,7 +120,7 @@ def build_model(name: str) -> nn.Module:
         The model, on the meta device unless a callable loads it elsewhere.
 
     Raises:
-        ValueError: the name is none of these, or does not lead to a model.
+        ValueError: If the name is none of these, or does not lead to a model.
     """
     with torch.device("meta"):
         if name in KNOWN_MODELS:
@@ -130,6 +134,20 @@ def build_model(name: str) -> nn.Module:
         f"model must be one of {', '.join(KNOWN_MODELS)}, a Hugging Face config.json "
         f"or package.module:callable, got {asking(name, KNOWN_MODELS)}"
     )
+
+
+def put_parameters(model: nn.Module, params: Iterable[nn.Parameter]) -> None:
+    """Put other parameters in the places of a model's own.
+
+    Args:
+        model: What is changed.
+        params: One for each of the model's, in their order.
+    """
+    given = dict(zip(list(model.parameters()), params, strict=True))
+    for module in model.modules():
+        own = module.named_parameters(recurse=False, remove_duplicate=False)
+        for name, param in list(own):
+            setattr(module, name, given[param])
 
 
 def _build_known(known: KnownModel) -> nn.Module:
