@@ -72,7 +72,7 @@ def report(rows: Sequence[Row], out: Path) -> None:
     found = list(comparisons(rows))
     for factor, comparison in found:
         where = f"{comparison.recipe}, batches of {factor}"
-        print(f"{where:<24}{comparison.optimizer:<26}{comparison}")
+        print(f"{where:<27}{comparison.optimizer:<26}{comparison}")
     factors = {id(comparison): factor for factor, comparison in found}
     paths = [out / f"gains.{suffix}" for suffix in ("png", "svg")]
     draw_gains(
