@@ -47,7 +47,7 @@ def main() -> None:
     """Run the study."""
     torch.set_num_threads(1)
     images, settings = load_images("digits"), Settings()
-    folder = open_cells(settings, images, Path("runs"), CPU)
+    finished = open_cells(settings, images, Path("runs"), CPU)
     cells = plan(list(OPTIMIZERS), [ALPHA], TEMPERATURES, [SIZE], SEEDS)
     ended = itertools.count()
 
@@ -55,7 +55,7 @@ def main() -> None:
         for _ in range(made):
             print(f"{next(ended) + 1}/{len(cells)} at step {step}", flush=True)
 
-    rows = train_cells(settings, cells, images, folder, CPU, observe)
+    rows = train_cells(settings, cells, images, finished, CPU, observe)
     found = crossovers(rows)
     answer = [
         paired(found, "sgdsai", "sgd"),
@@ -66,7 +66,9 @@ def main() -> None:
         print(json.dumps(line))
     (HERE / "answer.json").write_text(json.dumps(answer, indent=2) + "\n")
     (HERE / "results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    shutil.copyfile(folder.folder / "environment.json", HERE / "environment.json")
+    shutil.copyfile(
+        finished.path.with_name("environment.json"), HERE / "environment.json"
+    )
     plot_weight_change(
         change_curves(rows, "optimizer"),
         critical_by(found, "optimizer"),

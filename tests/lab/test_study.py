@@ -7,7 +7,7 @@ from saiopt.lab.recipe import override
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
 from saiopt.lab.run_folder import RunFolderError
-from saiopt.lab.study import Cell, by_run, results_of, train_cells
+from saiopt.lab.study import Cell, results_of
 from saiopt.lab.study_options import parser, recipes_of, runs_of
 
 
@@ -22,18 +22,6 @@ def options(tmp_path, *arguments):
     made = parser("A study.", tmp_path, ["resnet-digits"], [0])
     runs = ["--runs-dir", str(tmp_path / "runs")]
     return made.parse_args(["--workers", "1", *runs, *arguments])
-
-
-@pytest.fixture
-def here_only(monkeypatch, tmp_path):
-    """Train in this process: what starts processes has a test of its own."""
-
-    def trained(chosen, said, extract):
-        for together in by_run(chosen):
-            yield from train_cells(together, said.runs_dir, said.device, extract)
-
-    monkeypatch.setattr("saiopt.lab.study._trained", trained)
-    return tmp_path
 
 
 def with_value(outcome):
@@ -57,10 +45,10 @@ def test_cells_become_rows_that_name_what_was_trained(tmp_path):
     assert len(said) == 1
 
 
-def test_cells_of_one_run_train_it_once(here_only):
+def test_cells_of_one_run_train_it_once(tmp_path):
     [cell] = cells(0)
     twice = [cell, Cell(cell.run, {"variant": "again"})]
-    rows = results_of(twice, options(here_only), print)
+    rows = results_of(twice, options(tmp_path), print)
     assert [row["labels"]["variant"] for row in rows] == ["short", "again"]
     assert rows[0]["run"] == rows[1]["run"]
 
@@ -71,7 +59,7 @@ def test_a_failure_ends_the_study_and_keeps_the_rows_that_are_made(tmp_path):
     (tmp_path / "results.jsonl").unlink()
     (tmp_path / "runs" / row["run"] / "result.json").write_text("{")
     with pytest.raises(RunFolderError):
-        results_of(cells(*range(16)), options(tmp_path), print)
+        results_of(cells(*range(16)), options(tmp_path, "--workers", "2"), print)
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     seeds = [json.loads(line)["seed"] for line in lines]
     assert seeds[0] == 0
@@ -79,71 +67,71 @@ def test_a_failure_ends_the_study_and_keeps_the_rows_that_are_made(tmp_path):
     assert len(seeds) < 15
 
 
-def test_a_repetition_says_that_it_is_equal_and_changes_nothing(here_only):
-    results_of(cells(0, 1), options(here_only), print)
-    before = (here_only / "results.jsonl").read_bytes()
+def test_a_repetition_says_that_it_is_equal_and_changes_nothing(tmp_path):
+    results_of(cells(0, 1), options(tmp_path), print)
+    before = (tmp_path / "results.jsonl").read_bytes()
     said = []
-    again = options(here_only, "--runs-dir", str(here_only / "others"))
+    again = options(tmp_path, "--runs-dir", str(tmp_path / "others"))
     rows = results_of(cells(1), again, said.append)
     assert said[-1] == "1 of 1 repeated rows equal the committed ones"
-    assert (here_only / "results.jsonl").read_bytes() == before
+    assert (tmp_path / "results.jsonl").read_bytes() == before
     assert [row["seed"] for row in rows] == [0, 1]
 
 
-def test_a_row_that_comes_out_otherwise_is_refused_and_kept(here_only):
-    results_of(cells(0), options(here_only), print)
-    path = here_only / "results.jsonl"
+def test_a_row_that_comes_out_otherwise_is_refused_and_kept(tmp_path):
+    results_of(cells(0), options(tmp_path), print)
+    path = tmp_path / "results.jsonl"
     path.write_text(path.read_text().replace('"accuracy": ', '"accuracy": 1'))
     before = path.read_bytes()
     with pytest.raises(SystemExit, match="1 rows differ"):
-        results_of(cells(0), options(here_only), print)
+        results_of(cells(0), options(tmp_path), print)
     assert path.read_bytes() == before
 
 
-def test_two_processes_of_a_study_keep_each_others_rows(here_only, monkeypatch):
+def test_two_processes_of_a_study_keep_each_others_rows(tmp_path, monkeypatch):
     def meanwhile(line):
         if '"seed": 0' in line:
             with monkeypatch.context() as elsewhere:
                 elsewhere.setattr("saiopt.lab.environment.commit", lambda: "another")
-                results_of(cells(5), options(here_only), print)
+                results_of(cells(5), options(tmp_path), print)
 
-    rows = results_of(cells(0, 1), options(here_only), meanwhile)
+    rows = results_of(cells(0, 1), options(tmp_path), meanwhile)
     assert [row["seed"] for row in rows] == [0, 5, 1]
-    lines = (here_only / "results.jsonl").read_text().splitlines()
+    lines = (tmp_path / "results.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows
-    origins = json.loads((here_only / "environment.json").read_text())
+    origins = json.loads((tmp_path / "environment.json").read_text())
     assert len(origins) == 2
     assert origins.keys() == {row["environment"] for row in rows}
 
 
-def test_a_row_that_another_process_has_made_meanwhile_is_compared_with(here_only):
-    path = here_only / "results.jsonl"
+def test_a_row_that_another_process_has_made_meanwhile_is_compared_with(tmp_path):
+    path = tmp_path / "results.jsonl"
     said = []
 
     def meanwhile(line):
         said.append(line)
         if '"seed": 0' in line:
-            results_of(cells(1, 2), options(here_only), print)
+            results_of(cells(1, 2), options(tmp_path), print)
             lines = path.read_text().splitlines()
             lines[-1] = lines[-1].replace('"accuracy": ', '"accuracy": 1')
             path.write_text("\n".join(lines) + "\n")
 
     with pytest.raises(SystemExit, match="1 rows differ"):
-        results_of(cells(0, 1, 2), options(here_only), meanwhile)
+        results_of(cells(0, 1, 2), options(tmp_path), meanwhile)
     assert said[-1] == "1 of 2 repeated rows equal the committed ones"
     seeds = [json.loads(line)["seed"] for line in path.read_text().splitlines()]
     assert seeds == [0, 1, 2]
 
 
-def test_rows_keep_the_order_of_the_cells(here_only):
-    results_of(cells(1), options(here_only), print)
-    rows = results_of(cells(0, 1), options(here_only), print)
+def test_rows_keep_the_order_of_the_cells(tmp_path):
+    results_of(cells(1), options(tmp_path), print)
+    rows = results_of(cells(0, 1), options(tmp_path), print)
     assert [row["seed"] for row in rows] == [0, 1]
 
 
-def test_drawing_trains_nothing(here_only):
-    assert results_of(cells(0), options(here_only, "--draw"), print) == []
-    assert not (here_only / "runs").exists()
+def test_drawing_trains_nothing(tmp_path):
+    assert results_of(cells(0), options(tmp_path, "--draw"), print) == []
+    assert not (tmp_path / "runs").exists()
 
 
 def test_settings_need_a_folder_of_their_own(tmp_path):

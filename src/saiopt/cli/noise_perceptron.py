@@ -11,7 +11,7 @@ from saiopt.cli.output import new_console, print_json, print_table
 from saiopt.cli.refusal import RefusalError, refusing, require_writable
 
 if TYPE_CHECKING:
-    from saiopt.lab.noise.cells import Cells, Row
+    from saiopt.lab.ledger import Ledger, Row
     from saiopt.lab.noise.perceptron import Settings
 
 _NUMBERS = arg(metavar="X ...")
@@ -68,20 +68,21 @@ class Perceptron:
             settings = Settings(
                 self.dimension, self.batch_size, self.alpha, self.max_events
             )
-        cells, rows = self._train(settings)
+        finished, rows = self._train(settings)
         fits = fit_all(rows)
-        write_report(cells.folder, settings, rows, fits)
+        folder = finished.path.parent
+        write_report(folder, settings, rows, fits)
         if self.json:
-            print_json({"folder": cells.folder.name, "exponents": fits_as_json(fits)})
+            print_json({"folder": folder.name, "exponents": fits_as_json(fits)})
             return
         console = new_console()
         console.print()
         print_table(console, exponent_table(fits))
         if unfitted := unfitted_text(fits, self.max_events):
             console.print(f"\n{unfitted}")
-        console.print(f"\nPlot, exponents and rows: {cells.folder}/", soft_wrap=True)
+        console.print(f"\nPlot, exponents and rows: {folder}/", soft_wrap=True)
 
-    def _train(self, settings: "Settings") -> "tuple[Cells, list[Row]]":
+    def _train(self, settings: "Settings") -> "tuple[Ledger, list[Row]]":
         from saiopt.lab.noise.counting import counting
         from saiopt.lab.noise.perceptron import open_cells, plan, train_cells
         from saiopt.lab.run_folder import RunFolderError
@@ -96,7 +97,8 @@ class Perceptron:
         with refusing(ValueError):
             cells = plan(self.chi, self.sizes, self.temperatures, self.seeds)
         require_writable(self.runs_dir)
-        folder = open_cells(settings, self.runs_dir)
+        with refusing(RunFolderError):
+            finished = open_cells(settings, self.runs_dir)
         with (
             refusing(RunFolderError),
             counting(len(cells), "runs", new_console(stderr=self.json)) as count,
@@ -104,8 +106,8 @@ class Perceptron:
             rows = train_cells(
                 settings,
                 cells,
-                folder,
+                finished,
                 workers,
                 lambda row, _: count(1, f"χ {row['chi']:g}, P {row['size']}"),
             )
-        return folder, rows
+        return finished, rows

@@ -11,7 +11,7 @@ from saiopt.cli.refusal import refusing, require_writable
 from saiopt.cli.training import device_of
 
 if TYPE_CHECKING:
-    from saiopt.lab.noise.cells import Cells, Row
+    from saiopt.lab.ledger import Ledger, Row
     from saiopt.lab.noise.phase import Settings
 
 
@@ -113,10 +113,10 @@ class Phase:
                 activation=self.activation,
                 precision=self.precision,
             )
-        cells, rows = self._train(settings)
+        finished, rows = self._train(settings)
         findings = find(rows, self.critical_alpha)
         name = f"{Path(self.data).name}, {self.architecture}, {self.optimizer}"
-        folder = report_folder(cells.folder, rows)
+        folder = report_folder(finished.path.parent, rows)
         write_report(folder, name, rows, findings)
         if self.json:
             print_json({"folder": str(folder), **findings_as_json(findings)})
@@ -133,7 +133,7 @@ class Phase:
             console.print(f"\n{text}")
         console.print(f"\nHeat maps and findings: {folder}/", soft_wrap=True)
 
-    def _train(self, settings: "Settings") -> "tuple[Cells, list[Row]]":
+    def _train(self, settings: "Settings") -> "tuple[Ledger, list[Row]]":
         from saiopt.lab.noise.counting import counting
         from saiopt.lab.noise.parity import load_images
         from saiopt.lab.noise.phase import (
@@ -157,7 +157,8 @@ class Phase:
             images = load_images(self.data, self.source)
             require_images(settings, cells, images)
         require_writable(self.runs_dir)
-        folder = open_cells(settings, images, self.runs_dir, device)
+        with refusing(RunFolderError):
+            finished = open_cells(settings, images, self.runs_dir, device)
         with (
             refusing(RunFolderError),
             counting(len(cells), "networks", new_console(stderr=self.json)) as count,
@@ -166,8 +167,8 @@ class Phase:
                 settings,
                 cells,
                 images,
-                folder,
+                finished,
                 device,
                 lambda made, step: count(made, f"step {step}"),
             )
-        return folder, rows
+        return finished, rows

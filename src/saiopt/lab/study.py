@@ -1,28 +1,23 @@
 """The cells of a study: runs, trained in processes, and the rows that they leave."""
 
 import argparse
-import contextlib
 import dataclasses
 import functools
+import itertools
 import json
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing.connection import wait
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from saiopt.lab.atomic import alone, write_atomically, write_json
 from saiopt.lab.identity import identity_hash
+from saiopt.lab.ledger import Ledger, Row
 from saiopt.lab.outcome import Outcome, carry_out
+from saiopt.lab.processes import in_processes
 from saiopt.lab.run import Run
 from saiopt.lab.task import Task, TaskConfig
 
-Row = dict[str, Any]
 Extract = Callable[[Outcome], Mapping[str, Any]]
 _SETTINGS = ("recipe", "optimizer", "lr", "weight_decay", "seed")
 # What two trainings of one cell need not have in common.
@@ -95,13 +90,19 @@ def results_of(
     Raises:
         SystemExit: If a row comes out otherwise than it is committed.
     """
-    table = _Table(options.out)
+    path = options.out / "results.jsonl"
+    ledger = Ledger(path, path.with_suffix(".lock"), _key)
     if options.draw:
-        return table.rows
-    wanted = [c for c in cells if not (only_missing and table.find(c.key))]
+        return ledger.rows()
+    wanted = [c for c in cells if not (only_missing and c.key in ledger)]
+    place = (options.runs_dir, options.device, extract)
+    jobs = [(together, *place) for together in by_run(wanted)]
+    made = itertools.chain.from_iterable(
+        in_processes(train_cells, jobs, options.workers)
+    )
     equal, differing = 0, 0
-    for count, (row, origin) in enumerate(_trained(wanted, options, extract), 1):
-        committed = table.add(row, origin)
+    for count, (row, origin) in enumerate(made, 1):
+        [committed] = ledger.add([row], origin)
         note = ""
         if committed is not None and _agrees(row, committed):
             equal, note = equal + 1, ", equal to the committed row"
@@ -111,94 +112,9 @@ def results_of(
     if equal + differing:
         say(f"{equal} of {equal + differing} repeated rows equal the committed ones")
     if differing:
-        raise SystemExit(f"{differing} rows differ from {table.path}; it is unchanged")
-    table.sort(cells)
-    return table.rows
-
-
-class _Table:
-    """The committed rows of a study, to which its processes add one by one."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "results.jsonl"
-        self._origins = folder / "environment.json"
-        self._by_key = self._read()
-
-    @property
-    def rows(self) -> list[Row]:
-        return list(self._by_key.values())
-
-    def find(self, row: Row) -> Row | None:
-        return self._by_key.get(_key(row))
-
-    def add(self, row: Row, origin: Row) -> Row | None:
-        """Keep a row of a cell that has none; return the one that it has otherwise."""
-        with self._alone():
-            committed = self.find(row)
-            if committed is not None:
-                return committed
-            self._add_origin(row["environment"], origin)
-            self._by_key[_key(row)] = row
-            self._write()
-        return None
-
-    def sort(self, cells: Sequence[Cell]) -> None:
-        order = [_key(cell.key) for cell in cells]
-        with self._alone():
-            if self._by_key.keys() <= set(order):
-                held = [key for key in order if key in self._by_key]
-                self._by_key = {key: self._by_key[key] for key in held}
-                self._write()
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep the study's other processes out, and see what they have added."""
-        with alone(self.path.with_suffix(".lock")):
-            self._by_key = self._read()
-            yield
-
-    def _read(self) -> dict[str, Row]:
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return {_key(row): row for row in map(json.loads, lines)}
-
-    def _write(self) -> None:
-        text = "".join(json.dumps(row) + "\n" for row in self.rows)
-        write_atomically(self.path, lambda file: file.write(text.encode()))
-
-    def _add_origin(self, name: str, origin: Row) -> None:
-        held = json.loads(self._origins.read_text()) if self._origins.exists() else {}
-        write_json(self._origins, {**held, name: origin})
-
-
-def _trained(
-    cells: Sequence[Cell], options: argparse.Namespace, extract: Extract
-) -> Iterator[tuple[Row, Row]]:
-    """Train cells in processes of one thread each, going on where they stopped.
-
-    A failure ends the study, after the rows of what else was being trained.
-    """
-    torch.set_num_threads(1)
-    context = multiprocessing.get_context("spawn")
-    failure = None
-    with ProcessPoolExecutor(
-        options.workers, mp_context=context, initializer=_end_with_parent
-    ) as pool:
-        place = (options.runs_dir, options.device, extract)
-        jobs = [
-            pool.submit(train_cells, together, *place) for together in by_run(cells)
-        ]
-        for job in as_completed(jobs):
-            if job.cancelled():
-                continue
-            if job.exception() is None:
-                yield from job.result()
-                continue
-            failure = failure or job.exception()
-            for other in jobs:
-                other.cancel()
-    if failure is not None:
-        raise failure
+        raise SystemExit(f"{differing} rows differ from {path}; it is unchanged")
+    ledger.sort(cell.key for cell in cells)
+    return ledger.rows()
 
 
 def by_run(cells: Sequence[Cell]) -> list[list[Cell]]:
@@ -254,18 +170,6 @@ def _row(cell: Cell, outcome: Outcome, extract: Extract, origin: Row) -> Row:
 @functools.cache
 def _loaded(config: TaskConfig) -> Task:
     return config.load()
-
-
-def _end_with_parent() -> None:
-    """Leave no worker behind when the study is killed."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _key(row: Row) -> str:

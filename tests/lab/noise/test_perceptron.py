@@ -90,13 +90,13 @@ def test_a_line_that_another_process_is_writing_is_not_cut_off(tmp_path: Path) -
     [row, other] = train_cells(SMALL, CELLS[:2], folder, 1, lambda *_: None)
     lines = folder.path.read_bytes().splitlines(keepends=True)
     with ThreadPoolExecutor() as pool:
-        with alone(folder.folder / "lock"):
+        with alone(folder.path.parent / "lock"):
             folder.path.write_bytes(lines[0] + lines[1][:20])
-            reading = pool.submit(folder.finished)
+            reading = pool.submit(folder.rows)
             assert wait([reading], timeout=0.5).not_done
             with folder.path.open("ab") as file:
                 file.write(lines[1][20:])
-        assert list(reading.result(timeout=60).values()) == [row, other]
+        assert reading.result(timeout=60) == [row, other]
     assert folder.path.read_bytes() == b"".join(lines)
 
 
@@ -111,10 +111,10 @@ def test_a_damaged_line_is_not_overwritten(tmp_path: Path) -> None:
 def test_other_code_has_another_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = open_cells(SMALL, tmp_path).folder
-    assert open_cells(SMALL, tmp_path).folder == before
+    before = open_cells(SMALL, tmp_path).path
+    assert open_cells(SMALL, tmp_path).path == before
     monkeypatch.setattr("saiopt.lab.noise.perceptron.code_hash", lambda *_: "edited")
-    assert open_cells(SMALL, tmp_path).folder != before
+    assert open_cells(SMALL, tmp_path).path != before
 
 
 def test_processes_give_the_rows_of_one_process(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_a_study_goes_on_where_it_was_stopped_and_reports_every_network(
 
     with pytest.raises(KeyboardInterrupt):
         train_cells(SMALL, CELLS, images, part, CPU, stop)
-    kept = len(part.finished())
+    kept = len(part.rows())
     assert 0 < kept < len(CELLS)
     made: list[int] = []
     again = train_cells(
@@ -94,12 +94,12 @@ def test_a_study_goes_on_where_it_was_stopped_and_reports_every_network(
     assert min(findings.counts.values()) > 0
     assert "diverged" in lost_text(findings)
     assert "fewer than two P" in trust_text(findings, SMALL.depth)
-    folder = report_folder(whole.folder, rows)
+    folder = report_folder(whole.path.parent, rows)
     write_report(folder, "digits", rows, findings)
     assert {path.name for path in folder.iterdir()} == {
         "findings.json", "plane.png", "plane.svg", "critical.png", "critical.svg",
     }  # fmt: skip
-    assert report_folder(whole.folder, rows[:-1]) != folder
+    assert report_folder(whole.path.parent, rows[:-1]) != folder
 
 
 def test_the_critical_alpha_is_that_which_was_asked_for() -> None:
@@ -114,7 +114,7 @@ def test_the_critical_alpha_is_that_which_was_asked_for() -> None:
 def test_other_settings_have_another_folder(tmp_path: Path) -> None:
     images = load_images("digits")
     wide = dataclasses.replace(SMALL, width=9)
-    folders = [open_cells(s, images, tmp_path, CPU).folder for s in (SMALL, wide)]
+    folders = [open_cells(s, images, tmp_path, CPU).path for s in (SMALL, wide)]
     assert folders[0] != folders[1]
 
 
@@ -123,11 +123,11 @@ def test_other_code_has_another_folder(
 ) -> None:
     images = load_images("digits")
     before = open_cells(SMALL, images, tmp_path, CPU)
-    assert open_cells(SMALL, images, tmp_path, CPU).folder == before.folder
+    assert open_cells(SMALL, images, tmp_path, CPU).path == before.path
     monkeypatch.setattr("saiopt.lab.noise.phase.code_hash", lambda *_: "edited")
     after = open_cells(SMALL, images, tmp_path, CPU)
-    assert after.folder != before.folder
-    origin = json.loads((after.folder / "environment.json").read_text())
+    assert after.path != before.path
+    origin = json.loads((after.path.parent / "environment.json").read_text())
     assert origin["code"] == "edited"
 
 

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from saiopt.lab.noise.cells import Row
+from saiopt.lab.ledger import Row
 from saiopt.lab.noise.power_law import Exponent, fit_exponent
 
 _RISE = 2.0

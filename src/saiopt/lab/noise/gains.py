@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from saiopt.lab.intervals import Estimate, estimate
-from saiopt.lab.noise.cells import Row
+from saiopt.lab.ledger import Row
 
 # A net has left the kernel regime when its weights have changed by this share.
 _LEFT = 0.1

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from saiopt.lab.intervals import Estimate, estimate
-from saiopt.lab.noise.cells import Row
+from saiopt.lab.ledger import Row
 from saiopt.lab.noise.critical import crossing
 
 # Noise decides where the change follows T at least so steeply, and the weights are in

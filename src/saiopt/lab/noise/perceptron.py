@@ -2,10 +2,8 @@
 
 import dataclasses
 import math
-import multiprocessing
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,10 @@ import torch
 
 from saiopt.lab.environment import environment
 from saiopt.lab.identity import code_hash
-from saiopt.lab.noise.cells import Cells, Row
+from saiopt.lab.ledger import Ledger, Row
+from saiopt.lab.noise.cells import open_folder
 from saiopt.lab.noise.perceptron_data import numpy_generator, signed_points
+from saiopt.lab.processes import in_processes
 
 _DATA, _SGD = 0, 1
 # From so many points on training begins with plain steps, up to a wait of P over this:
@@ -166,7 +166,7 @@ def train_cell(settings: Settings, cell: Cell) -> Row:
     }
 
 
-def open_cells(settings: Settings, runs_dir: Path) -> Cells:
+def open_cells(settings: Settings, runs_dir: Path) -> Ledger:
     """Open the folder of a study.
 
     Args:
@@ -174,20 +174,19 @@ def open_cells(settings: Settings, runs_dir: Path) -> Cells:
         runs_dir: Where such folders live.
 
     Returns:
-        The folder.
+        Its finished cells.
     """
     versions = {name: version(name) for name in ("numba", "numpy")}
     code = code_hash(__name__)
     identity = {**dataclasses.asdict(settings), **versions, "code": code}
     origin = {**environment(torch.device("cpu"), "drawn", code), **versions}
-    key = [field.name for field in dataclasses.fields(Cell)]
-    return Cells(runs_dir, "noise-perceptron", identity, origin, key)
+    return open_folder(runs_dir, "noise-perceptron", identity, origin, Cell)
 
 
 def train_cells(
     settings: Settings,
     cells: Sequence[Cell],
-    folder: Cells,
+    finished: Ledger,
     workers: int,
     observe: Callable[[Row, bool], None],
 ) -> list[Row]:
@@ -196,43 +195,25 @@ def train_cells(
     Args:
         settings: Of the study.
         cells: All that is wanted, the smallest first.
-        folder: Keeps finished cells.
+        finished: Keeps finished cells.
         workers: Processes that train.
         observe: Told of each finished row, and whether it was there before.
 
     Returns:
         One row per cell, in the cells' order.
     """
-    done = folder.finished()
-    wanted = [folder.key_of(dataclasses.asdict(cell)) for cell in cells]
-    for key in wanted:
-        if key in done:
-            observe(done[key], True)
-    missing = [cell for cell, key in zip(cells, wanted, strict=True) if key not in done]
-    for row in _train_all(settings, missing, min(workers, len(missing))):
-        folder.add([row])
-        done[folder.key_of(row)] = row
-        observe(row, False)
-    return [done[key] for key in wanted]
-
-
-def _train_all(
-    settings: Settings, cells: Sequence[Cell], workers: int
-) -> Iterable[Row]:
-    if workers <= 1:
-        return (train_cell(settings, cell) for cell in cells)
-    return _train_in_processes(settings, cells, workers)
-
-
-def _train_in_processes(
-    settings: Settings, cells: Sequence[Cell], workers: int
-) -> Iterator[Row]:
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    finished.rows()
+    keys = {cell: dataclasses.asdict(cell) for cell in cells}
+    missing = [cell for cell in cells if keys[cell] not in finished]
+    for key in keys.values():
+        if key in finished:
+            observe(finished[key], True)
+    workers = min(workers, len(missing))
+    if workers > 1:
         # The largest first, or the last process would work alone at the end.
-        jobs = [pool.submit(train_cell, settings, cell) for cell in reversed(cells)]
-        try:
-            for job in as_completed(jobs):
-                yield job.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        missing.reverse()
+    jobs = [(settings, cell) for cell in missing]
+    for row in in_processes(train_cell, jobs, workers):
+        finished.add([row])
+        observe(row, False)
+    return [finished[keys[cell]] for cell in cells]

@@ -7,7 +7,7 @@ from typing import Any
 
 from saiopt.analysis.noise_perceptron import SizeCurve, plot_perceptron
 from saiopt.lab.atomic import alone, write_json
-from saiopt.lab.noise.cells import Row
+from saiopt.lab.ledger import Row
 from saiopt.lab.noise.perceptron import Settings, middle
 from saiopt.lab.noise.perceptron_exponents import Fit
 

@@ -11,7 +11,8 @@ import torch
 from saiopt.choices import must_be_known, require_known
 from saiopt.lab.environment import environment
 from saiopt.lab.identity import code_hash
-from saiopt.lab.noise.cells import Cells, Row
+from saiopt.lab.ledger import Ledger, Row
+from saiopt.lab.noise.cells import open_folder
 from saiopt.lab.noise.layer_scales import OPTIMIZERS
 from saiopt.lab.noise.networks import ARCHITECTURES, GAINS, Architecture, build
 from saiopt.lab.noise.parity import Images
@@ -19,7 +20,6 @@ from saiopt.lab.noise.perceptron import middle
 from saiopt.lab.noise.plane import Cell, Training, train_plane
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
-_KEY = [field.name for field in dataclasses.fields(Cell)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ def plan(
 
 def open_cells(
     settings: Settings, images: Images, runs_dir: Path, device: torch.device
-) -> Cells:
+) -> Ledger:
     """Open the folder of a study.
 
     Args:
@@ -150,7 +150,7 @@ def open_cells(
         device: Where it trains.
 
     Returns:
-        The folder.
+        Its finished cells.
     """
     code = code_hash(__name__)
     identity = {
@@ -161,7 +161,7 @@ def open_cells(
         "code": code,
     }
     origin = environment(device, images.fingerprint, code)
-    return Cells(runs_dir, "noise-phase", identity, origin, _KEY)
+    return open_folder(runs_dir, "noise-phase", identity, origin, Cell)
 
 
 def require_images(settings: Settings, cells: Sequence[Cell], images: Images) -> None:
@@ -187,7 +187,7 @@ def train_cells(
     settings: Settings,
     cells: Sequence[Cell],
     images: Images,
-    folder: Cells,
+    finished: Ledger,
     device: torch.device,
     observe: Callable[[int, int], None],
 ) -> list[Row]:
@@ -197,7 +197,7 @@ def train_cells(
         settings: Of the study.
         cells: All that is wanted.
         images: The task.
-        folder: Keeps finished cells.
+        finished: Keeps finished cells.
         device: Where to train.
         observe: Told of the number of cells that ended, and of the steps so far.
 
@@ -208,20 +208,20 @@ def train_cells(
         ValueError: As :func:`require_images`.
     """
     require_images(settings, cells, images)
-    done = folder.finished()
-    wanted = [folder.key_of(dataclasses.asdict(cell)) for cell in cells]
-    missing = [cell for cell, key in zip(cells, wanted, strict=True) if key not in done]
+    finished.rows()
+    keys = [dataclasses.asdict(cell) for cell in cells]
+    pairs = zip(cells, keys, strict=True)
+    missing = [cell for cell, key in pairs if key not in finished]
     observe(len(cells) - len(missing), 0)
 
     def keep(steps: int, rows: list[Row]) -> None:
-        folder.add(rows)
-        done.update((folder.key_of(row), row) for row in rows)
+        finished.add(rows)
         observe(len(rows), steps)
 
     if missing:
         training = _training(settings, images, device)
         train_plane(missing, training, images, settings.look_every, keep)
-    return [done[key] for key in wanted]
+    return [finished[key] for key in keys]
 
 
 def _training(settings: Settings, images: Images, device: torch.device) -> Training:

@@ -14,7 +14,7 @@ from saiopt.analysis.noise_phase import (
     plot_weight_change,
 )
 from saiopt.lab.atomic import alone, write_json
-from saiopt.lab.noise.cells import Row
+from saiopt.lab.ledger import Row
 from saiopt.lab.noise.critical import (
     Best,
     Crossover,

@@ -3,7 +3,7 @@
 import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from saiopt.lab.atomic import alone
 from saiopt.lab.outcome import Outcome
-from saiopt.lab.sweep.claims import Claim, is_abandoned, one_at_a_time
+from saiopt.lab.sweep.claims import Claim, is_abandoned
 from saiopt.lab.sweep.plan import Sweep
 
+_LOCK = "all.lock"
 _LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 
 
@@ -70,9 +72,10 @@ class Board:
         locks: Path,
     ) -> None:
         self.sweep = sweep
+        locks.mkdir(parents=True, exist_ok=True)
         self._locks = locks
         higher = sweep.recipe.metric.higher_is_better
-        with one_at_a_time(locks):
+        with self._one_at_a_time():
             self._study = optuna.create_study(
                 storage=storage,
                 study_name=sweep.study_name(software),
@@ -81,6 +84,10 @@ class Board:
             )
             # A grid is put up cell by cell, and what is put up is not sampled.
             self._study.sampler = RandomSampler()
+
+    def _one_at_a_time(self) -> AbstractContextManager[None]:
+        """Let one process of this machine take or judge trials."""
+        return alone(self._locks / _LOCK)
 
     @property
     def study_name(self) -> str:
@@ -93,7 +100,7 @@ class Board:
         Returns:
             The claim with the trial's parameters chosen; None if no cell waits.
         """
-        with one_at_a_time(self._locks):
+        with self._one_at_a_time():
             self._fail_abandoned()
             self._put_up_missing()
             while self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
@@ -196,7 +203,8 @@ def open_storage(url: str, locks: Path) -> RDBStorage:
     # SQLite lets one process write at a time; the others shall wait, not fail.
     waiting = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None
     try:
-        with one_at_a_time(locks):
+        locks.mkdir(parents=True, exist_ok=True)
+        with alone(locks / _LOCK):
             return RDBStorage(url, engine_kwargs=waiting)
     except (SQLAlchemyError, ImportError, OSError) as error:
         reason = str(error).splitlines()[0]

@@ -4,8 +4,7 @@ import fcntl
 import platform
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -73,22 +72,6 @@ def is_abandoned(trial: FrozenTrial, study_name: str, folder: Path) -> bool:
         return not path.exists() or _is_free(path)
     started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
     return time.time() - trial.user_attrs.get("beat", started) > GRACE_SECONDS
-
-
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process of this machine at a time take or judge trials.
-
-    Args:
-        folder: Of this machine's locks; it is created.
-
-    Yields:
-        Nothing.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "all.lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _place(folder: Path) -> dict[str, str]:

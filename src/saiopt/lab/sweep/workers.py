@@ -1,10 +1,8 @@
 """Processes that train the cells of a sweep."""
 
-import contextlib
 import dataclasses
 import errno
 import multiprocessing
-import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection, wait
@@ -17,6 +15,7 @@ from saiopt.lab.atomic import full_disk
 from saiopt.lab.environment import numerics
 from saiopt.lab.outcome import carry_out, code_of
 from saiopt.lab.own.optimizer import optimizer_names
+from saiopt.lab.processes import uninterrupted
 from saiopt.lab.run_folder import RunFolderError
 from saiopt.lab.sweep.board import Board, Cell, open_storage
 from saiopt.lab.sweep.plan import Sweep
@@ -117,7 +116,7 @@ def work_off_together(
         RunFolderError: If a run's folder is damaged or in use.
         OSError: If a worker has found the disk full.
     """
-    with _without_interrupts():
+    with uninterrupted():
         workers = dict(_started(sweeps, place, count))
     try:
         _listen(list(workers), sweeps, announce)
@@ -129,20 +128,6 @@ def work_off_together(
         for worker in workers.values():
             worker.join()
     return sum(worker.exitcode != 0 for worker in workers.values())
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Let processes that are started in the meantime leave Ctrl-C to this one.
-
-    A terminal tells all of them, and one that is still importing would print a
-    traceback. This process is told when the context ends.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _started(
