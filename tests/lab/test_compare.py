@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from saiopt.lab.compare import Comparison, as_json, compare, plan, prepare
-from saiopt.lab.comparison_table import comparison_table
+from saiopt.lab.comparison_table import comparison_tables
 from saiopt.lab.loop import Progress
 from saiopt.lab.recipe import Recipe, override
 
@@ -27,7 +27,7 @@ def carry(
 def table_text(comparison: Comparison, width: int = 80) -> str:
     console = Console(width=width)
     with console.capture() as capture:
-        console.print(comparison_table(comparison))
+        console.print(comparison_tables(as_json(comparison))[0].for_terminal())
     return capture.get()
 
 

@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 from collections.abc import Callable
@@ -13,10 +14,12 @@ from saiopt.cli import main
 from saiopt.lab.compare import compare, plan, prepare
 from saiopt.lab.outcome import carry_out
 from saiopt.lab.recipe import Recipe, override
-from saiopt.lab.report.markup import picture, table
+from saiopt.lab.report.section import Section, pictures
+from saiopt.lab.report.sections import sweep_section
 from saiopt.lab.report.sources import Source, environments, find_sources
-from saiopt.lab.report.sweep_section import sweep_section
+from saiopt.lab.report.write import page
 from saiopt.lab.run import Run
+from saiopt.lab.table import Table, text_columns
 
 CPU = torch.device("cpu")
 
@@ -28,13 +31,14 @@ class Reader(HTMLParser):
         super().__init__()
         self.ids: list[str] = []
         self.addresses: list[str] = []
-        self.references: list[str] = re.findall(r"url\(#([^)]*)\)", text)
+        self.images: list[dict[str, str]] = []
         self.words = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
         values = dict(attrs)
         self.ids += [values["id"]] if "id" in values else []
+        self.images += [values] if tag == "img" else []
         for name in ("src", "href", "xlink:href"):
             if name in values:
                 self.addresses.append(values[name])
@@ -61,15 +65,17 @@ def report(folder: Path, *arguments: str) -> Reader:
 
 def test_the_page_needs_nothing_from_elsewhere(runs_dir: Path) -> None:
     page = report(runs_dir)
+    assert page.images
     assert page.addresses
-    assert all(address.startswith("#") for address in page.addresses)
+    held = ("#", "data:image/svg+xml;base64,")
+    assert all(address.startswith(held) for address in page.addresses)
 
 
 def test_every_reference_in_the_page_has_one_target(runs_dir: Path) -> None:
     page = report(runs_dir, *(str(f) for f in runs_dir.glob("compare-*")))
     assert len(set(page.ids)) == len(page.ids)
-    wanted = {address[1:] for address in page.addresses} | set(page.references)
-    assert wanted <= set(page.ids)
+    wanted = {a[1:] for a in page.addresses if a.startswith("#")}
+    assert wanted == set(page.ids)
 
 
 def test_a_comparison_shows_its_numbers(runs_dir: Path) -> None:
@@ -151,25 +157,39 @@ def test_a_sweep_that_is_not_finished_says_so(tmp_path: Path) -> None:
         "seeds": [0],
         "sampler": "grid",
     }
-    html = sweep_section(Source("sweep", tmp_path, content), "p")
-    assert "sgd: 3 of 4 cells were not finished" in html
+    html = page("", [], [sweep_section(Source("sweep", tmp_path, content), "p")])
+    assert "sgd: 3 of 4 cells are not finished" in html
     assert html.count("not finished") == 1
 
 
 def test_text_cannot_become_markup() -> None:
-    assert "<script>" not in table(["<script>"], [["<script>"]])
+    table = Table(text_columns("<script>"), [["<script>"]], warnings=["<script>"])
+    section = Section("<script>", tables=[table], facts="<script>")
+    html = page("<script>", ["<script>"], [section])
+    assert "<script>" not in html
+    assert html.count("&lt;script&gt;") == 8
 
 
-def test_equal_pictures_keep_their_ids_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("points", [400, 1200])
+def test_a_picture_scrolls_before_its_letters_get_small(
+    tmp_path: Path, points: int
+) -> None:
     path = tmp_path / "picture.svg"
-    path.write_text(
-        '<?xml version="1.0"?><svg width="720pt" height="100pt" viewBox="0 0 9 9">'
-        '<g id="a" clip-path="url(#b)"/><clipPath id="b"/></svg>'
+    text = f'<?xml version="1.0"?><svg width="{points}pt" height="100pt"/>'
+    path.write_text(text)
+    section = Section("x", pictures((path, "<x>"), (tmp_path / "none.svg", "y")))
+    [image] = Reader(page("", [], [section])).images
+    assert image["alt"] == "<x>"
+    kind, _, data = image["src"].partition("base64,")
+    assert kind == "data:image/svg+xml;"
+    assert base64.b64decode(data).decode() == text
+    least, largest = (
+        int(re.findall(rf"{name}-width:(\d+)px", image["style"])[0])
+        for name in ("min", "max")
     )
-    page = Reader(picture(path, "x", "p1") + picture(path, "x", "p2"))
-    assert sorted(page.ids) == ["p1-a", "p1-b", "p2-a", "p2-b"]
-    assert page.references == ["p1-b", "p2-b"]
-    assert picture(tmp_path / "missing.svg", "x", "p") == ""
+    # 8.5 points are at least 7.5 pixels.
+    assert least * 8.5 / points > 7.5
+    assert largest == round(points * 4 / 3)
 
 
 @pytest.mark.parametrize(

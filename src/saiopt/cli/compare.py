@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from saiopt.cli.output import new_console, print_json, print_table
+from saiopt.cli.output import new_console, print_json, print_tables
 from saiopt.cli.refusal import RefusalError, refusing
 from saiopt.cli.training import (
     OptimizerNames,
@@ -55,11 +55,7 @@ class Compare(Training):
         # Before the imports, so that a wrong name is answered at once.
         recipe = recipe_of(self)
         from saiopt.lab.compare import as_json, compare, plan
-        from saiopt.lab.comparison_table import (
-            comparison_table,
-            difference_table,
-            meaning,
-        )
+        from saiopt.lab.comparison_table import comparison_tables
         from saiopt.lab.recipe import usual_optimizers
 
         names = known_optimizers(self.optimizers) or usual_optimizers(recipe)
@@ -73,19 +69,13 @@ class Compare(Training):
                 self._numbers("weight_decay", self.weight_decay),
             )
         comparison = carry_out_all(self, runs, compare, self.tracker)
+        content = as_json(comparison)
         if self.json:
-            print_json(as_json(comparison))
+            print_json(content)
         else:
             console = new_console()
             console.print()
-            print_table(console, comparison_table(comparison))
-            if comparison.differences.found:
-                console.print()
-                print_table(console, difference_table(comparison))
-            for text in filter(None, [meaning(comparison)]):
-                console.print(f"\n{text}", style="dim")
-            for text in comparison.cautions:
-                console.print(f"\n{text}", style="yellow")
+            print_tables(console, *comparison_tables(content))
             console.print(f"\nCurves and numbers: {comparison.folder}/", soft_wrap=True)
         refuse_diverged(comparison.outcomes)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from saiopt.cli.output import new_console, print_json, print_table
+from saiopt.cli.output import new_console, print_json, print_tables
 from saiopt.cli.refusal import RefusalError, refusing, require_writable
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class Perceptron:
             return
         console = new_console()
         console.print()
-        print_table(console, exponent_table(fits))
+        print_tables(console, exponent_table(fits))
         if unfitted := unfitted_text(fits, self.max_events):
             console.print(f"\n{unfitted}")
         console.print(f"\nPlot, exponents and rows: {folder}/", soft_wrap=True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from saiopt.cli.output import new_console, print_json, print_table
+from saiopt.cli.output import new_console, print_json, print_tables
 from saiopt.cli.refusal import refusing, require_writable
 from saiopt.cli.training import device_of
 
@@ -123,10 +123,10 @@ class Phase:
             return
         console = new_console()
         console.print()
-        print_table(console, phase_table(findings))
+        print_tables(console, phase_table(findings))
         if findings.kernel is not None:
             console.print(f"\n{kernel_text(findings.kernel)}\n")
-            print_table(console, kernel_table(findings.kernel))
+            print_tables(console, kernel_table(findings.kernel))
         if findings.ways is not None:
             console.print(f"\n{ways_text(findings.ways)}")
         for text in (lost_text(findings), trust_text(findings, settings.depth)):

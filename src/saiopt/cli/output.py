@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Column, Table
+    from rich.table import Column
+    from rich.table import Table as TerminalTable
     from rich.text import Text
+
+    from saiopt.lab.table import Table
 
 # What a terminal or a log gets that cannot show a character.
 _PLAIN = {
@@ -79,29 +82,40 @@ def new_console(*, stderr: bool = False, quiet: bool = False) -> "Console":
     return Plain(stderr=stderr, quiet=quiet, highlight=False)
 
 
-def print_item(console: "Console", item: "Table | Text") -> None:
-    """Print text as it is, and a table as :func:`print_table` does.
+def print_tables(console: "Console", *tables: "Table") -> None:
+    """Print tables with a line between them, then what is to be said of them.
 
     Args:
         console: Where to print.
-        item: Text or table.
+        tables: At least one.
     """
-    from rich.table import Table
+    for index, table in enumerate(tables):
+        if index:
+            console.print()
+        print_item(console, table.for_terminal())
+    for text in (text for table in tables for text in table.notes):
+        console.print(f"\n{text}", style="dim")
+    for text in (text for table in tables for text in table.warnings):
+        console.print(f"\n{text}", style="yellow")
 
-    if isinstance(item, Table):
-        print_table(console, item)
+
+def print_item(console: "Console", item: "TerminalTable | Text") -> None:
+    """Print text, or a table, its rows as lines where it has no room: none is cut.
+
+    Args:
+        console: Where to print.
+        item: Columns that are not aligned to the right may be wrapped, unless they
+            forbid it.
+    """
+    from rich.table import Table as TerminalTable
+
+    if isinstance(item, TerminalTable):
+        _print_table(console, item)
     else:
         console.print(item)
 
 
-def print_table(console: "Console", table: "Table") -> None:
-    """Print a table, or its rows as lines where it has no room, so that none is cut.
-
-    Args:
-        console: Where to print.
-        table: Columns that are not aligned to the right may be wrapped, unless they
-            forbid it.
-    """
+def _print_table(console: "Console", table: "TerminalTable") -> None:
     _, right, _, left = table.padding
     gaps = (len(table.columns) - 1) * (left + right)
     if sum(map(_least_width, table.columns)) + gaps <= console.width:
@@ -123,10 +137,10 @@ def _least_width(column: "Column") -> int:
     return width if is_fixed else min(width, _WRAPPED)
 
 
-def _lines(names: Sequence[object], values: Sequence[object]) -> "Table":
-    from rich.table import Table
+def _lines(names: Sequence[object], values: Sequence[object]) -> "TerminalTable":
+    from rich.table import Table as TerminalTable
 
-    lines = Table.grid(padding=(0, 1))
+    lines = TerminalTable.grid(padding=(0, 1))
     lines.add_column(width=1)
     lines.add_column(style="dim")
     lines.add_column()

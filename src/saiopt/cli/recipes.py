@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from saiopt.cli.output import new_console, print_json, print_table
+from saiopt.cli.output import new_console, print_json, print_tables
 from saiopt.cli.refusal import refusing
 
 
@@ -45,14 +45,15 @@ class Recipes:
             for recipe in recipes:
                 console.print(recipe_text(recipe))
                 console.print()
-                print_table(console, field_table(recipe))
+                print_tables(console, field_table(recipe))
                 console.print()
-            print_table(console, lr_table(recipes))
+            print_tables(console, lr_table(recipes))
             return
         small = [recipe for recipe in recipes if recipe.size == "small"]
         published = [recipe for recipe in recipes if recipe.size == "published"]
-        print_table(console, recipe_table("in minutes", small))
-        console.print()
-        print_table(console, recipe_table("the paper's size", published))
-        console.print()
-        print_table(console, lr_table(recipes))
+        print_tables(
+            console,
+            recipe_table("in minutes", small),
+            recipe_table("the paper's size", published),
+            lr_table(recipes),
+        )

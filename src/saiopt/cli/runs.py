@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from saiopt.cli.output import new_console, print_json, print_table
+from saiopt.cli.output import new_console, print_json, print_tables
 from saiopt.cli.refusal import RefusalError
 
 
@@ -49,7 +49,7 @@ class Runs:
             print_json(found.rows)
             return
         console = new_console()
-        print_table(console, run_list(found.rows))
+        print_tables(console, run_list(found.rows))
         for sentence in found.left_out:
             console.print(f"Left out: {sentence}", style="yellow", soft_wrap=True)
         if self.csv is not None:

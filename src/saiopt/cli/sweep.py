@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import arg
 
 from saiopt.choices import must_be_known
-from saiopt.cli.output import new_console, print_json, print_table
+from saiopt.cli.output import new_console, print_json, print_tables
 from saiopt.cli.refusal import LostError, RefusalError, refusing, require_writable
 from saiopt.cli.training import (
     OptimizerNames,
@@ -79,7 +79,7 @@ class Sweep(Training):
         from saiopt.lab.compare import prepare
         from saiopt.lab.run_folder import RunFolderError
         from saiopt.lab.sweep.findings import as_json, gather
-        from saiopt.lab.sweep.table import sweep_table, warnings
+        from saiopt.lab.sweep.table import sweep_table
         from saiopt.lab.sweep.workers import boards
 
         self._check_processes()
@@ -92,14 +92,13 @@ class Sweep(Training):
         with refusing(RunFolderError):
             self._work_off(opened, task, place)
         findings = gather(opened, self.runs_dir, self.published)
+        content = as_json(findings)
         if self.json:
-            print_json(as_json(findings))
+            print_json(content)
             return
         console = new_console()
         console.print()
-        print_table(console, sweep_table(findings))
-        for sentence in warnings(findings):
-            console.print(f"\n{sentence}", style="yellow")
+        print_tables(console, sweep_table(content))
         console.print(f"\nPictures and numbers: {findings.folder}/", soft_wrap=True)
 
     def _check_processes(self) -> None:

@@ -1,77 +1,46 @@
-"""What a comparison prints."""
+"""What a comparison says, on a terminal and in the report."""
+
+from collections.abc import Mapping
+from operator import itemgetter
+from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from saiopt.lab.compare import Comparison
-from saiopt.lab.differences import MEANING
-from saiopt.lab.intervals import result_text
+from saiopt.lab.compare import Comparison, as_json
+from saiopt.lab.differences import MEANING, Differences, differences
+from saiopt.lab.intervals import Estimate, result_text
 from saiopt.lab.progress import duration, milliseconds
+from saiopt.lab.table import Column, Table, text_columns
+
+_JUDGED = (
+    "; better, worse or open: Holm's procedure at 5 % for all differences together"
+)
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """Lay out one row per optimizer, one that beats all others in bold.
-
-    Args:
-        comparison: To be shown.
-
-    Returns:
-        A table that fits 80 columns.
-    """
-    metric = comparison.recipe.metric
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("\noptimizer", "\nlr"):
-        table.add_column(column, no_wrap=True)
-    table.add_column(f"\nvalidation {metric.name}", justify="right")
-    for column in ("state\nB/param", "step\nms", "\ntime"):
-        table.add_column(column, justify="right")
-    winner = comparison.differences.winner
-    for row in comparison.rows:
-        table.add_row(
-            row.optimizer,
-            f"{row.lr:g}",
-            result_text(row.metric, row.diverged),
-            f"{row.state_bytes_per_parameter:.2f}",
-            milliseconds(row.step_seconds),
-            duration(row.total_seconds),
-            style="bold" if row.optimizer == winner else None,
-        )
-    return table
-
-
-def difference_table(comparison: Comparison) -> Table:
-    """Lay out what the others gain over the optimizer of the best mean.
+def comparison_tables(
+    content: Mapping[str, Any], *, on_page: bool = False
+) -> list[Table]:
+    """Lay out one row per optimizer, and what the others gain over the best mean.
 
     Args:
-        comparison: With at least two optimizers, of which one finished all runs.
+        content: Of ``comparison.json``.
+        on_page: Whether there is room for everything, and the result comes first,
+            where a narrow page shows it.
 
     Returns:
-        A table that fits 80 columns.
+        Tables that fit 80 columns, with what their signs mean and why not to trust
+        them; one, where there is nothing to compare.
     """
-    found = comparison.differences
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column(f"against {found.best}, the best mean", no_wrap=True)
-    table.add_column("difference, seed by seed", no_wrap=True)
-    for name, text in found.lines():
-        table.add_row(name, text)
-    return table
-
-
-def meaning(comparison: Comparison) -> str:
-    """Say what the signs in the tables mean.
-
-    Args:
-        comparison: That is shown.
-
-    Returns:
-        Sentences, nothing where there is one seed.
-    """
-    if len({outcome.run.seed for outcome in comparison.outcomes}) == 1:
-        return ""
-    judged = (
-        "; better, worse or open: Holm's procedure at 5 % for all differences together"
+    rows, found = content["rows"], _differences(content)
+    names = [row["optimizer"] for row in rows]
+    summary = Table(
+        _columns(content["metric"], on_page=on_page),
+        rows,
+        names.index(found.winner) if found.winner else None,
+        _meaning(content),
+        content.get("cautions", ()),
     )
-    return f"{MEANING}{judged if len(comparison.rows) > 1 else ''}."
+    return [summary, _difference_table(found)] if found.found else [summary]
 
 
 def as_text(comparison: Comparison) -> str:
@@ -83,12 +52,59 @@ def as_text(comparison: Comparison) -> str:
     Returns:
         Lines.
     """
+    tables = comparison_tables(as_json(comparison))
     console = Console(width=80, highlight=False)
     with console.capture() as capture:
-        console.print(comparison_table(comparison))
-        if comparison.differences.found:
-            console.print()
-            console.print(difference_table(comparison))
-        for text in filter(None, (meaning(comparison), *comparison.cautions)):
+        for index, table in enumerate(tables):
+            if index:
+                console.print()
+            console.print(table.for_terminal())
+        for text in (*tables[0].notes, *tables[0].warnings):
             console.print(f"\n{text}")
     return capture.get()
+
+
+def _columns(metric: Mapping[str, Any], *, on_page: bool) -> list[Column]:
+    name = Column("optimizer", itemgetter("optimizer"))
+    result = Column(
+        metric["label"] if on_page else f"validation {metric['name']}",
+        lambda row: result_text(
+            row["metric"] and Estimate(**row["metric"]), row["diverged"]
+        ),
+        is_number=True,
+    )
+    lr = Column("lr", lambda row: f"{row['lr']:g}", is_number=on_page)
+    decay = Column("decay", lambda row: f"{row['weight_decay']:.3g}", is_number=True)
+    rest = [
+        Column(
+            "state\nB/param",
+            lambda row: f"{row['state_bytes_per_parameter']:.2f}",
+            is_number=True,
+        ),
+        Column("step\nms", lambda row: milliseconds(row["step_seconds"]), True),
+        Column("time", lambda row: duration(row["total_seconds"]), is_number=True),
+    ]
+    first = [name, result, lr, decay] if on_page else [name, lr, result]
+    return [*first, *rest]
+
+
+def _difference_table(found: Differences) -> Table:
+    headings = (f"against {found.best}, the best mean", "difference, seed by seed")
+    return Table(text_columns(*headings), found.lines())
+
+
+def _differences(content: Mapping[str, Any]) -> Differences:
+    metric = content["metric"]
+    values: dict[str, dict[int, float | None]] = {}
+    for run in content["runs"]:
+        value = run["metrics"].get(metric["name"])
+        values.setdefault(run["optimizer"], {})[run["seed"]] = value
+    higher = metric["higher_is_better"]
+    return differences(content["recipe"], values, higher_is_better=higher)
+
+
+def _meaning(content: Mapping[str, Any]) -> list[str]:
+    """Say what the signs in the tables mean, nothing where there is one seed."""
+    if len({run["seed"] for run in content["runs"]}) == 1:
+        return []
+    return [f"{MEANING}{_JUDGED if len(content['rows']) > 1 else ''}."]

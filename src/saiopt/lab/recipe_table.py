@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from rich.table import Table
-
 from saiopt.lab.recipe import Recipe, settable
+from saiopt.lab.table import Column, Table, text_columns
 
 _ARGUMENT = re.compile(r"^    (\w+): (.*(?:\n     .*)*)", re.MULTILINE)
 
@@ -23,14 +22,15 @@ def recipe_table(heading: str, recipes: Iterable[Recipe]) -> Table:
     Returns:
         The table.
     """
-    table = _table()
-    for column in (heading, "parameters, data", "metric"):
-        table.add_column(column, no_wrap=column == heading)
-    table.add_column("steps", justify="right")
-    for recipe in recipes:
-        steps = f"{recipe.steps:,}"
-        table.add_row(recipe.name, recipe.description, recipe.metric.name, steps)
-    return table
+    return Table(
+        [
+            Column(heading, lambda recipe: recipe.name),
+            Column("parameters, data", lambda r: r.description, wraps=True),
+            Column("metric", lambda recipe: recipe.metric.name, wraps=True),
+            Column("steps", lambda recipe: f"{recipe.steps:,}", is_number=True),
+        ],
+        list(recipes),
+    )
 
 
 def lr_table(recipes: Iterable[Recipe]) -> Table:
@@ -42,17 +42,13 @@ def lr_table(recipes: Iterable[Recipe]) -> Table:
     Returns:
         The table.
     """
-    table = _table()
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("learning rates")
-    for recipe in recipes:
-        if recipe.lrs:
-            # Unbreakable within a pair.
-            pairs = (
-                f"{name}\N{NO-BREAK SPACE}{lr:g}" for name, lr in recipe.lrs.items()
-            )
-            table.add_row(recipe.name, ", ".join(pairs))
-    return table
+    return Table(
+        [
+            Column("recipe", lambda recipe: recipe.name),
+            Column("learning rates", _lrs, wraps=True),
+        ],
+        [recipe for recipe in recipes if recipe.lrs],
+    )
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -83,14 +79,12 @@ def field_table(recipe: Recipe) -> Table:
     Returns:
         The table.
     """
-    table = _table()
-    table.add_column("field", no_wrap=True)
-    table.add_column("value", no_wrap=True)
-    table.add_column("meaning")
     meanings = _meanings(recipe, "") | _meanings(recipe.task, "task.")
-    for name, value in settable(recipe).items():
-        table.add_row(name, _text(value), meanings.get(name, ""))
-    return table
+    rows = [
+        (name, _text(value), meanings.get(name, ""))
+        for name, value in settable(recipe).items()
+    ]
+    return Table(text_columns("field", "value", "meaning", wrapping=["meaning"]), rows)
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:
@@ -131,5 +125,8 @@ def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
-def _table() -> Table:
-    return Table(box=None, pad_edge=False, header_style="dim")
+def _lrs(recipe: Recipe) -> str:
+    # Unbreakable within a pair.
+    return ", ".join(
+        f"{name}\N{NO-BREAK SPACE}{lr:g}" for name, lr in recipe.lrs.items()
+    )

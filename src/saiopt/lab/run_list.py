@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
-
 from saiopt.lab.progress import duration
 from saiopt.lab.recipes import RECIPES
+from saiopt.lab.table import Column, Table
 
 
 def run_list(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -18,25 +17,20 @@ def run_list(rows: Sequence[Mapping[str, Any]]) -> Table:
     Returns:
         A table that fits 100 columns.
     """
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for column in ("recipe", "optimizer"):
-        table.add_column(column, no_wrap=True)
-    for column in ("lr", "decay", "seed", "steps", "result", "time"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("finished", no_wrap=True)
-    for row in rows:
-        table.add_row(
-            str(row["recipe"]),
-            str(row["optimizer"]),
-            _number(row["lr"]),
-            _number(row["weight_decay"]),
-            str(row["seed"]),
-            str(row["steps"]),
-            _result(row),
-            duration(row["total_seconds"]),
-            str(row["finished"]),
-        )
-    return table
+    return Table(
+        [
+            Column("recipe", lambda row: str(row["recipe"])),
+            Column("optimizer", lambda row: str(row["optimizer"])),
+            Column("lr", lambda row: _number(row["lr"]), is_number=True),
+            Column("decay", lambda row: _number(row["weight_decay"]), is_number=True),
+            Column("seed", lambda row: str(row["seed"]), is_number=True),
+            Column("steps", lambda row: str(row["steps"]), is_number=True),
+            Column("result", _result, is_number=True),
+            Column("time", lambda row: duration(row["total_seconds"]), is_number=True),
+            Column("finished", lambda row: str(row["finished"])),
+        ],
+        rows,
+    )
 
 
 def _result(row: Mapping[str, Any]) -> str:

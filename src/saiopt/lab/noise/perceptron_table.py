@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from saiopt.lab.noise.perceptron_exponents import Fit
+from saiopt.lab.table import Table, text_columns
 
 _SYMBOLS = {"norm": "‖w‖", "time": "t*", "size": "P", "temperature": "T"}
 
@@ -18,16 +17,12 @@ def exponent_table(fits: Sequence[Fit]) -> Table:
     Returns:
         A table that fits 80 columns.
     """
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("χ")
-    table.add_column("exponent of", no_wrap=True)
-    for column in ("measured", "last 4 P", "last 2 P", "theory", "n"):
-        table.add_column(column, justify="right", no_wrap=True)
+    rows: list[tuple[str, ...]] = []
     previous = None
     for fit in fits:
         if fit.measured is None:
             continue
-        table.add_row(
+        row = (
             "" if fit.chi == previous else f"{fit.chi:g}",
             f"{_SYMBOLS[fit.quantity]} in {_SYMBOLS[fit.against]}",
             str(fit.measured),
@@ -36,8 +31,10 @@ def exponent_table(fits: Sequence[Fit]) -> Table:
             f"{fit.theory:.2f}",
             str(fit.measured.count),
         )
+        rows.append(row)
         previous = fit.chi
-    return table
+    numbers = ("measured", "last 4 P", "last 2 P", "theory", "n")
+    return Table(text_columns("χ", "exponent of", *numbers, numbers=numbers), rows)
 
 
 def unfitted_text(fits: Sequence[Fit], max_events: int) -> str:

@@ -3,13 +3,12 @@
 import statistics
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from saiopt.lab.intervals import Estimate
 from saiopt.lab.noise.critical import Crossover
 from saiopt.lab.noise.gains import WayOut
 from saiopt.lab.noise.kernel_regime import KernelRegime
 from saiopt.lab.noise.phase_report import Findings
+from saiopt.lab.table import Table, text_columns
 
 _GAMMA = "γ"  # noqa: RUF001 - the paper's symbol
 
@@ -23,10 +22,7 @@ def phase_table(findings: Findings) -> Table:
     Returns:
         A table that fits 80 columns.
     """
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("at", no_wrap=True)
-    table.add_column("temperature", no_wrap=True)
-    table.add_column("note")
+    rows: list[tuple[str, str, str]] = []
     gains = {gain.alpha: gain.gain for gain in findings.gains}
     for best in findings.best:
         note = f"test error {best.test_error:.3f}"
@@ -34,15 +30,13 @@ def phase_table(findings: Findings) -> Table:
         if best.alpha in gains:
             gain = gains[best.alpha]
             note += f"; noise gains {gain.mean:.3f} ± {gain.half_width:.3f}"
-        table.add_row(
-            f"α = {best.alpha:g}",  # noqa: RUF001 - the paper's symbol
-            f"T_opt {best.temperature:.3g}",
-            note,
-        )
+        alpha = f"α = {best.alpha:g}"  # noqa: RUF001 - the paper's symbol
+        rows.append((alpha, f"T_opt {best.temperature:.3g}", note))
     for size in sorted({crossover.size for crossover in findings.critical}):
         seeds = [c for c in findings.critical if c.size == size]
-        table.add_row(f"P = {size}", *_critical_cells(seeds))
-    return table
+        rows.append((f"P = {size}", *_critical_cells(seeds)))
+    columns = text_columns("at", "temperature", "note", wrapping=["note"])
+    return Table(columns, rows)
 
 
 def _critical_cells(seeds: Sequence[Crossover]) -> tuple[str, str]:
@@ -63,11 +57,7 @@ def kernel_table(found: KernelRegime) -> Table:
     Returns:
         A table that fits 80 columns.
     """
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("exponent", no_wrap=True)
-    table.add_column("of", no_wrap=True)
-    table.add_column("mean ± 95 % (n seeds)", no_wrap=True)
-    rows: list[tuple[str, str, Estimate | None]] = [
+    found_by: list[tuple[str, str, Estimate | None]] = [
         ("δ", f"weight change ~ T^δ P^{_GAMMA}", found.delta),
         (_GAMMA, "", found.gamma),
         ("1 in theory", "t* ~ T^1 P^b", found.time_in_temperature),
@@ -79,9 +69,11 @@ def kernel_table(found: KernelRegime) -> Table:
         ),
         ("a", "T_c where the test error leaves its plateau", found.plateau),
     ]
-    for name, what, value in rows:
-        table.add_row(name, what, "not in the grid" if value is None else _text(value))
-    return table
+    rows = [
+        (name, what, "not in the grid" if value is None else _text(value))
+        for name, what, value in found_by
+    ]
+    return Table(text_columns("exponent", "of", "mean ± 95 % (n seeds)"), rows)
 
 
 def kernel_text(found: KernelRegime) -> str:

@@ -10,30 +10,32 @@ from typing import Any
 from saiopt.analysis.curves import Curve, plot_curves
 from saiopt.lab.progress import duration
 from saiopt.lab.report import titles
-from saiopt.lab.report.markup import picture, table
+from saiopt.lab.report.section import Picture, Section, pictures
 from saiopt.lab.report.sources import Source
+from saiopt.lab.table import Table, text_columns
 
 
-def runs_section(
-    recipe: str, runs: Sequence[Source], prefix: str
-) -> tuple[str, str, list[str]]:
+def runs_section(recipe: str, runs: Sequence[Source]) -> tuple[Section, list[str]]:
     """Report single runs of one recipe.
 
     Args:
         recipe: Its name.
         runs: Folders of finished runs.
-        prefix: For the ids of the picture.
 
     Returns:
-        Heading, HTML, and a sentence on each log that is damaged or missing.
+        The section, and a sentence on each log that is damaged or missing.
     """
     metrics = _metric_names(runs)
     varied = titles.varied([run.fields for run in runs])
-    html = _curves(recipe, runs, metrics[0], varied, prefix) if metrics else ""
-    columns = ("optimizer", "seed", "lr", "decay", *varied, "status", *metrics, "time")
-    html += table(columns, [_row(run, metrics, varied) for run in runs])
+    numbers = ("seed", "lr", "decay", *varied, "status", *metrics, "time")
+    table = Table(
+        text_columns("optimizer", *numbers, numbers=numbers),
+        [_row(run, metrics, varied) for run in runs],
+    )
+    curves = _curves(recipe, runs, metrics[0], varied) if metrics else []
     faults = [_log_fault(run) for run in runs]
-    return f"{recipe}: single runs", html, [fault for fault in faults if fault]
+    section = Section(f"{recipe}: single runs", curves, [table])
+    return section, [fault for fault in faults if fault]
 
 
 def require_run(run: Source) -> None:
@@ -83,8 +85,8 @@ def _row(run: Source, metrics: Sequence[str], varied: Sequence[str]) -> Sequence
 
 
 def _curves(
-    recipe: str, runs: Sequence[Source], metric: str, varied: Sequence[str], prefix: str
-) -> str:
+    recipe: str, runs: Sequence[Source], metric: str, varied: Sequence[str]
+) -> list[Picture]:
     # One line per setting: its runs differ by their seeds alone.
     decays: dict[str, set[str]] = {}
     for run in runs:
@@ -100,7 +102,7 @@ def _curves(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "curves.svg"
         plot_curves(curves, recipe, f"validation {metric}", [path])
-        return picture(path, f"validation {metric} by step", prefix)
+        return pictures((path, f"validation {metric} by step"))
 
 
 def _line_name(run: Source, varied: Sequence[str]) -> str:

@@ -4,16 +4,23 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from saiopt.lab.atomic import write_atomically
-from saiopt.lab.report.comparison_section import comparison_section
-from saiopt.lab.report.gsnr_section import gsnr_section
-from saiopt.lab.report.markup import table
-from saiopt.lab.report.page import page
-from saiopt.lab.report.runs_section import recipe_name, require_run, runs_section
-from saiopt.lab.report.sources import Found, Source, environments
-from saiopt.lab.report.sweep_section import sweep_section
-from saiopt.lab.report.titles import titles
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from saiopt.lab.atomic import write_atomically
+from saiopt.lab.report.runs_section import recipe_name, require_run, runs_section
+from saiopt.lab.report.section import Section
+from saiopt.lab.report.sections import comparison_section, gsnr_section, sweep_section
+from saiopt.lab.report.sources import Found, Source, environments
+from saiopt.lab.report.titles import titles
+from saiopt.lab.table import Table, text_columns
+
+_TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+)
 _SECTIONS = {
     "comparison": comparison_section,
     "sweep": sweep_section,
@@ -44,23 +51,38 @@ def write_report(found: Found, output: Path) -> list[str]:
     left_out = list(found.left_out)
     sources = _sound(found.sources, left_out)
     names = titles(sources)
-    sections: list[tuple[str, str]] = []
-    for index, source in enumerate(sources):
-        if source.kind in _SECTIONS:
-            html = _SECTIONS[source.kind](source, f"p{index}")
-            sections.append((names[source.folder], html))
+    sections = [
+        _SECTIONS[source.kind](source, names[source.folder])
+        for source in sources
+        if source.kind in _SECTIONS
+    ]
     by_recipe: dict[str, list[Source]] = {}
     for source in sources:
         if source.kind == "run":
             by_recipe.setdefault(recipe_name(source), []).append(source)
-    for index, (recipe, runs) in enumerate(by_recipe.items()):
-        heading, html, notes = runs_section(recipe, runs, f"r{index}")
-        sections.append((heading, html))
-        left_out += notes
+    for recipe, runs in by_recipe.items():
+        section, faults = runs_section(recipe, runs)
+        sections.append(section)
+        left_out += faults
     sections.append(_environment_section(sources))
     text = page(_summary(sources), left_out, sections)
     write_atomically(output, lambda file: file.write(text.encode()))
     return left_out
+
+
+def page(summary: str, left_out: Sequence[str], sections: Sequence[Section]) -> str:
+    """Write a document that needs nothing from elsewhere.
+
+    Args:
+        summary: One line under the title.
+        left_out: Sentences on what could not be read.
+        sections: In their order.
+
+    Returns:
+        HTML.
+    """
+    template = _TEMPLATES.get_template("page.html")
+    return template.render(summary=summary, left_out=left_out, sections=sections)
 
 
 def _sound(sources: Sequence[Source], left_out: list[str]) -> list[Source]:
@@ -72,7 +94,7 @@ def _sound(sources: Sequence[Source], left_out: list[str]) -> list[Source]:
             if source.kind == "run":
                 require_run(source)
             else:
-                _SECTIONS[source.kind](source, "p")
+                page("", [], [_SECTIONS[source.kind](source, "")])
         except _DAMAGE as error:
             reason = f"{type(error).__name__}: {error}"
             left_out.append(f"{source.folder} is not as a command writes it ({reason})")
@@ -91,7 +113,8 @@ def _summary(sources: Sequence[Source]) -> str:
     return ", ".join(parts)
 
 
-def _environment_section(sources: Sequence[Source]) -> tuple[str, str]:
+def _environment_section(sources: Sequence[Source]) -> Section:
     values = environments(sources).items()
     rows = [(name.replace("_", " "), ", ".join(v)) for name, v in values]
-    return "Environment", f"<div class='wrap'>{table(('', 'of all runs'), rows)}</div>"
+    table = Table(text_columns("", "of all runs", wrapping=["of all runs"]), rows)
+    return Section("Environment", tables=[table])

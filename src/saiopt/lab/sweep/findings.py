@@ -8,7 +8,6 @@ from typing import Any
 
 from saiopt.lab.atomic import alone, write_json
 from saiopt.lab.identity import identity_hash
-from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.sweep.board import Board, Cell
 from saiopt.lab.sweep.pictures import draw
 from saiopt.lab.sweep.plan import Sweep
@@ -38,11 +37,6 @@ class Finding:
         return next(
             (c for c in self.cells if c.mean is not None and c.mean == best), None
         )
-
-    @property
-    def estimate(self) -> Estimate | None:
-        """The best cell's mean over seeds with its interval."""
-        return None if self.best is None else estimate(list(self.best.values.values()))
 
     @property
     def borders(self) -> list[str]:

@@ -1,61 +1,66 @@
-"""What a sweep prints."""
+"""What a sweep says, on a terminal and in the report."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from operator import itemgetter
+from typing import Any
 
-from rich.table import Table
-
+from saiopt.lab.differences import differences
+from saiopt.lab.intervals import estimate
 from saiopt.lab.progress import duration
 from saiopt.lab.sweep.board import Cell
-from saiopt.lab.sweep.findings import Finding, Findings
 from saiopt.lab.sweep.plan import Sweep
+from saiopt.lab.table import Column, Table, text_columns
 
 
-def sweep_table(findings: Findings) -> Table:
+def sweep_table(content: Mapping[str, Any], *, on_page: bool = False) -> Table:
     """Lay out the best cell of each optimizer.
 
     Args:
-        findings: To be shown.
+        content: Of ``sweep.json``.
+        on_page: Whether there is room for the metric's whole name.
 
     Returns:
-        A table that fits 80 columns.
+        A table that fits 80 columns, with which results not to trust yet.
     """
-    metric = findings.findings[0].sweep.recipe.metric
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("optimizer", no_wrap=True)
-    for column in ("best lr", "decay", metric.label.replace("validation ", "val. ")):
-        table.add_column(column, justify="right")
-    for column in ("diverged", "time"):
-        table.add_column(column, justify="right")
-    for finding in findings.findings:
-        table.add_row(finding.sweep.title, *_columns(finding))
-    return table
+    tried, label = content["optimizers"], content["metric"]["label"]
+    heading = label if on_page else label.replace("validation ", "val. ")
+    return Table(
+        [
+            Column("optimizer", itemgetter("optimizer")),
+            Column("best lr", lambda tried: _of_best(tried, "lr"), is_number=True),
+            Column("decay", lambda t: _of_best(t, "weight_decay"), is_number=True),
+            Column(heading, _result, is_number=True),
+            Column("diverged", _diverged, is_number=True),
+            Column("time", _time, is_number=True),
+        ],
+        tried,
+        _winner(content),
+        warnings=[text for each in tried for text in _warnings(each)],
+    )
 
 
-def warnings(findings: Findings) -> list[str]:
-    """Say which results should not be trusted yet.
+def cell_table(content: Mapping[str, Any]) -> Table:
+    """Lay out all cells.
 
     Args:
-        findings: To be judged.
+        content: Of ``sweep.json``.
 
     Returns:
-        One sentence per reason.
+        A table.
     """
-    sentences = []
-    for finding in findings.findings:
-        name = finding.sweep.title
-        if finding.borders:
-            where = " and the ".join(finding.borders)
-            sentences.append(
-                f"{name}: the best cell lies on the border, at the {where} tried; "
-                "widen the range before using it"
-            )
-        if finding.missing:
-            total = len(finding.sweep.cells())
-            sentences.append(
-                f"{name}: {finding.missing} of {total} cells are not finished, another "
-                "process may have them; the same command goes on"
-            )
-    return sentences
+    numbers = ("lr", "decay", content["metric"]["label"], "time")
+    rows = [
+        (
+            optimizer["optimizer"],
+            f"{cell['lr']:.3g}",
+            f"{cell['weight_decay']:.3g}",
+            "diverged" if cell["mean"] is None else f"{cell['mean']:.4f}",
+            duration(cell["total_seconds"]),
+        )
+        for optimizer in content["optimizers"]
+        for cell in optimizer["cells"]
+    ]
+    return Table(text_columns("optimizer", *numbers, numbers=numbers), rows)
 
 
 def cell_line(sweep: Sweep, cell: Cell, done: int, total: int) -> str:
@@ -76,15 +81,46 @@ def cell_line(sweep: Sweep, cell: Cell, done: int, total: int) -> str:
     return f"{where}: {result} ({done}/{total}, {duration(cell.total_seconds)})"
 
 
-def _columns(finding: Finding) -> Sequence[str]:
-    diverged = sum(cell.mean is None for cell in finding.cells)
-    spent = duration(sum(cell.total_seconds for cell in finding.cells))
-    counts = (f"{diverged}/{len(finding.cells)}", spent)
-    if finding.best is None or finding.estimate is None:
-        return ("", "", "none", *counts)
-    return (
-        f"{finding.best.lr:.3g}",
-        f"{finding.best.weight_decay:.3g}",
-        str(finding.estimate),
-        *counts,
-    )
+def _of_best(tried: Mapping[str, Any], name: str) -> str:
+    return "" if tried["best"] is None else f"{tried['best'][name]:.3g}"
+
+
+def _result(tried: Mapping[str, Any]) -> str:
+    best = tried["best"]
+    return "none" if best is None else str(estimate(list(best["values"].values())))
+
+
+def _diverged(tried: Mapping[str, Any]) -> str:
+    cells: Sequence[Mapping[str, Any]] = tried["cells"]
+    return f"{sum(cell['mean'] is None for cell in cells)}/{len(cells)}"
+
+
+def _time(tried: Mapping[str, Any]) -> str:
+    return duration(sum(cell["total_seconds"] for cell in tried["cells"]))
+
+
+def _winner(content: Mapping[str, Any]) -> int | None:
+    """Return the row whose best cell can be told from the best ones of all others."""
+    values = {
+        tried["optimizer"]: (tried["best"] or {}).get("values", {})
+        for tried in content["optimizers"]
+    }
+    higher = content["metric"]["higher_is_better"]
+    found = differences(content["recipe"], values, higher_is_better=higher)
+    return None if found.winner is None else list(values).index(found.winner)
+
+
+def _warnings(tried: Mapping[str, Any]) -> Iterator[str]:
+    """Say why not to trust what was found for an optimizer yet."""
+    name, missing = tried["optimizer"], tried["missing"]
+    if tried["borders"]:
+        where = " and the ".join(tried["borders"])
+        yield (
+            f"{name}: the best cell lies on the border, at the {where} tried; widen "
+            "the range before using it"
+        )
+    if missing:
+        yield (
+            f"{name}: {missing} of {missing + len(tried['cells'])} cells are not "
+            "finished, another process may have them; the same command goes on"
+        )
