@@ -47,11 +47,24 @@ def estimate(values: Sequence[float]) -> Estimate:
     mean = statistics.fmean(values)
     if count == 1:
         return Estimate(mean, None, 1)
+    half_width = (
+        student_quantile(count - 1) * statistics.stdev(values) / math.sqrt(count)
+    )
+    return Estimate(mean, half_width, count)
+
+
+def student_quantile(freedom: int) -> float:
+    """Return t(0.975, freedom), by which a standard error is half a 95 % interval.
+
+    Args:
+        freedom: Degrees of freedom, at least 1.
+
+    Returns:
+        The quantile.
+    """
     from scipy.special import stdtrit
 
-    quantile = float(stdtrit(count - 1, 0.975))
-    half_width = quantile * statistics.stdev(values) / math.sqrt(count)
-    return Estimate(mean, half_width, count)
+    return float(stdtrit(freedom, 0.975))
 
 
 def result_text(metric: Estimate | None, diverged: Iterable[object]) -> str:

@@ -5,8 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from saiopt.analysis.paired_plot import plot_differences
 from saiopt.lab.intervals import Estimate, estimate
 from saiopt.lab.recipes import get_recipe
@@ -157,6 +155,8 @@ def _p_value(gains: Sequence[float]) -> float:
     """Return how likely a mean as far from 0 is where there is no difference."""
     if len(set(gains)) == 1:
         return 0.0 if gains[0] else 1.0
+    from scipy import stats
+
     found: Any = stats.ttest_1samp(gains, 0.0)
     return float(found.pvalue)
 

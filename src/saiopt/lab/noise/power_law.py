@@ -6,6 +6,8 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from saiopt.lab.intervals import student_quantile
+
 
 @dataclasses.dataclass(frozen=True)
 class Exponent:
@@ -59,15 +61,13 @@ def fit_exponent(x: Sequence[float], y: Sequence[float]) -> Exponent:
     freedom = len(x) - 2
     if freedom == 0:
         return Exponent(slope, None, len(x), intercept)
-    from scipy.special import stdtrit
-
     centre = statistics.fmean(log_x)
     spread = math.fsum((value - centre) ** 2 for value in log_x)
     squares = math.fsum(
         (b - intercept - slope * a) ** 2 for a, b in zip(log_x, log_y, strict=True)
     )
     error = math.sqrt(squares / freedom / spread)
-    half_width = float(stdtrit(freedom, 0.975)) * error
+    half_width = student_quantile(freedom) * error
     return Exponent(slope, half_width, len(x), intercept)
 
 
