@@ -12,6 +12,14 @@ import torch.distributed as dist
 TIMEOUT_SECONDS = 60
 
 
+def forget_meshes():
+    """Let torch forget meshes whose groups are gone.
+
+    It would hand them out for equal ones of the next groups, whose names may differ.
+    """
+    torch._C._clear_DTensor_sharding_propagator_cache()
+
+
 def _serve(connection):
     torch.set_num_threads(1)
     while (task := connection.recv()) is not None:
@@ -28,6 +36,7 @@ def _serve(connection):
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
+            forget_meshes()
         connection.send(result)
 
 

@@ -62,7 +62,7 @@ def test_a_failure_ends_the_study_and_keeps_the_rows_that_are_made(tmp_path):
         results_of(cells(*range(16)), options(tmp_path, "--workers", "2"), print)
     lines = (tmp_path / "results.jsonl").read_text().splitlines()
     seeds = [json.loads(line)["seed"] for line in lines]
-    assert seeds[0] == 0
+    assert 0 in seeds
     # Those after the failure may have begun before it, but not all.
     assert len(seeds) < 15
 

@@ -5,6 +5,7 @@ from models import LoRALinear, TinyTransformer, next_token_loss, token_batches
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from workers import forget_meshes
 
 from saiopt import SGDSaI
 from saiopt.memory import OptimizerError, estimate
@@ -198,12 +199,12 @@ def test_bad_options_are_named(options, error, message):
         estimate(nn.Linear(1, 1), SGDSaI, **options)
 
 
-# For the whole module: torch keeps the mesh of a group that is gone for an equal one.
-@pytest.fixture(scope="module")
+@pytest.fixture
 def first_of_four_ranks():
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
     yield
     dist.destroy_process_group()
+    forget_meshes()
 
 
 def local(tensor):

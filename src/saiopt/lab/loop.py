@@ -24,7 +24,7 @@ from saiopt.lab.run import Run
 from saiopt.lab.run_folder import RunFolder
 from saiopt.lab.schedules import lr_factor
 from saiopt.lab.shards import whole
-from saiopt.lab.task import Batch, Illustrated, Task
+from saiopt.lab.task import Illustrated, Task
 from saiopt.optimizer import SGDSaI, step_in_backward
 
 
@@ -135,13 +135,17 @@ class _Session:
             run.settings,
         )
         self.probe = GSNRProbe(self.model) if run.gsnr_every else None
-        self.batches = Loader(self._make_batch, run.recipe.loaders, run.recipe.steps)
+        seed, size = run.seed, run.recipe.batch_size
+        # A method would tie the model to the loader, and what is tied is not freed
+        # before the next run builds its own.
+        self.batches = Loader(
+            lambda step: task.batch(seed, step, size),
+            run.recipe.loaders,
+            run.recipe.steps,
+        )
         self.step = 0
         self.started = time.perf_counter()
         self._resume()
-
-    def _make_batch(self, step: int) -> Batch:
-        return self.task.batch(self.run.seed, step, self.recipe.batch_size)
 
     def _build_model(self) -> nn.Module:
         # What a run before this one has drawn on this rank must not matter.
