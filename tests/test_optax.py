@@ -101,6 +101,26 @@ def test_roles_are_parts_of_a_partition():
         np.testing.assert_allclose(ours[name], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("rule", [sai.sgd_sai, sai.factored, sai.orthogonal])
+def test_a_part_may_be_empty(rule):
+    parts = {"some": sai.sgd_sai(LR), "none": rule(LR)}
+    found = by_jax(SHAPES, optax.partition(parts, dict.fromkeys(SHAPES, "some")), 3)
+    expected = by_jax(SHAPES, sai.sgd_sai(LR), 3)
+    assert all(np.array_equal(found[name], expected[name]) for name in SHAPES)
+
+
+def test_gradients_are_looked_through_only_while_a_leaf_waits():
+
+    params = {"a": jnp.ones((2, 3))}
+    for rule in (sai.sgd_sai(LR), sai.factored(LR, calibration_steps=1)):
+        _, state = rule.update({"a": jnp.full((2, 3), 2.0)}, rule.init(params), params)
+        jaxpr = str(jax.make_jaxpr(rule.update)(params, state, params))
+        assert jaxpr.count("cond[") == 1
+        measured = state[0].measured
+        _, state = rule.update({"a": jnp.full((2, 3), jnp.nan)}, state, params)
+        jax.tree.map(np.testing.assert_array_equal, measured, state[0].measured)
+
+
 def test_a_schedule_is_followed():
     schedule = optax.linear_schedule(LR, 0.0, 10)
     params = arrays(SHAPES, 0)

@@ -7,9 +7,10 @@ over devices along automatic axes of a mesh: statistics are those of the whole a
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,54 +18,69 @@ import optax
 from jax import Array
 
 from saiopt.scaling.factored import CALIBRATION_STEPS, PHI
+from saiopt.scaling.moments import STORED_SPACINGS, SUM_SPACINGS
 from saiopt.scaling.orthogonal import NEWTON_SCHULZ, NUM_STEPS, UPDATE_RMS
 
-# As saiopt.scaling.moments: a deviation below so many spacings of the mean is noise.
-_SUM_SPACINGS = 16
-_STORED_SPACINGS = 2
 _SCALINGS = ("gsnr", "gsnr_max", "sqrt_numel", "none")
 
 
-class ScaledOnceState(NamedTuple):
-    """State of :func:`sgd_sai`.
+class State(NamedTuple):
+    """State of a transformation, without the schedule's.
 
     Args:
         momentum: m, of the parameters' shapes and dtypes.
+        measured: of :func:`sgd_sai` :class:`Scales`, of :func:`factored` :class:`Sums`,
+            of :func:`orthogonal` whether each leaf had a usable gradient.
+    """
+
+    momentum: Any
+    measured: Any
+
+
+class Scales(NamedTuple):
+    """What :func:`sgd_sai` measures.
+
+    Args:
         scales: s of each leaf, 0 until its first usable gradient, float32.
         largest: what g-SNR is divided by, 0 until the first usable gradient; 1 but for
             ``"gsnr_max"``.
     """
 
-    momentum: Any
     scales: Any
     largest: Array
 
 
-class FactoredState(NamedTuple):
-    """State of :func:`factored`.
+class Sums(NamedTuple):
+    """What :func:`factored` measures.
 
     Args:
-        momentum: m, of the parameters' shapes and dtypes.
         counts: gradients that were measured, of each leaf.
         sums: of squared gradients over each leaf's rows, and over its columns, float32;
             of a leaf with fewer than two dimensions twice that of all.
     """
 
-    momentum: Any
     counts: Any
     sums: Any
 
 
-class OrthogonalState(NamedTuple):
-    """State of :func:`orthogonal`.
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """What tells one rule from another; trees have a leaf for each parameter's.
 
     Args:
-        momentum: m, of the parameters' shapes and dtypes.
-        begun: whether each leaf had a usable gradient.
+        start: from the parameters to what is measured before any gradient.
+        waits: from what is measured to whether each leaf is to be measured again.
+        begun: from it to whether each leaf had a usable gradient.
+        measure: from it, gradients and whether each is to be measured, to what is
+            measured then.
+        direction: from momenta, gradients and what is measured to the steps.
     """
 
-    momentum: Any
-    begun: Any
+    start: Callable[[Any], Any]
+    waits: Callable[[Any], Any]
+    begun: Callable[[Any], Any]
+    measure: Callable[[Any, Any, Any], Any]
+    direction: Callable[[Any, Any, Any], Any]
 
 
 def sgd_sai(
@@ -102,35 +118,32 @@ def sgd_sai(
     if scaling not in _SCALINGS:
         raise ValueError(f"scaling must be one of {_SCALINGS}, got {scaling!r}")
 
-    def init(params: optax.Params) -> ScaledOnceState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
+    def start(params: optax.Params) -> Scales:
         scales = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)
         largest = 0.0 if scaling == "gsnr_max" else 1.0
-        return ScaledOnceState(zeros, scales, jnp.asarray(largest, jnp.float32))
+        return Scales(scales, jnp.asarray(largest, jnp.float32))
 
-    def update(
-        updates: optax.Updates,
-        state: ScaledOnceState,
-        params: optax.Params | None = None,
-    ) -> tuple[optax.Updates, ScaledOnceState]:
-        del params
-        measured = jax.tree.map(lambda g: _scale(g, scaling, eps), updates)
-        fresh = jax.tree.map(
-            lambda s, g: (s == 0) & _is_usable(g), state.scales, updates
-        )
-        largest = _largest_of(state.largest, measured, fresh)
+    def measure(known: Scales, grads: optax.Updates, now: Any) -> Scales:  # noqa: ANN401
+        found = jax.tree.map(lambda g: _scale(g, scaling, eps), grads)
+        largest = _largest_of(known.largest, found, now)
         scales = jax.tree.map(
             lambda s, new, first: jnp.where(first, new / largest, s),
-            state.scales,
-            measured,
-            fresh,
+            known.scales,
+            found,
+            now,
         )
-        begun = jax.tree.map(lambda s: s != 0, scales)
-        momenta = _average(state.momentum, updates, fresh, begun, momentum)
-        steps = jax.tree.map(lambda s, m: (s * m).astype(m.dtype), scales, momenta)
-        return steps, ScaledOnceState(momenta, scales, largest)
+        return Scales(scales, largest)
 
-    return _with_decay(init, update, learning_rate, weight_decay)
+    rule = _Rule(
+        start,
+        lambda known: jax.tree.map(lambda s: s == 0, known.scales),
+        lambda known: jax.tree.map(lambda s: s != 0, known.scales),
+        measure,
+        lambda momenta, _, known: jax.tree.map(
+            lambda m, s: (s * m).astype(m.dtype), momenta, known.scales
+        ),
+    )
+    return _transformation(rule, learning_rate, momentum, weight_decay)
 
 
 def factored(
@@ -164,36 +177,33 @@ def factored(
     if calibration_steps < 1:
         raise ValueError(f"calibration_steps must be >= 1, got {calibration_steps}")
 
-    def init(params: optax.Params) -> FactoredState:
-        zeros = jax.tree.map(jnp.zeros_like, params)
+    def start(params: optax.Params) -> Sums:
         counts = jax.tree.map(lambda _: jnp.zeros((), jnp.int32), params)
         sums = jax.tree.map(lambda p: _row_and_column_sums(jnp.zeros_like(p)), params)
-        return FactoredState(zeros, counts, sums)
+        return Sums(counts, sums)
 
-    def update(
-        updates: optax.Updates, state: FactoredState, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, FactoredState]:
-        del params
-        measures = jax.tree.map(
-            lambda k, g: (k < calibration_steps) & _is_usable(g), state.counts, updates
-        )
-        fresh = jax.tree.map(lambda k, first: (k == 0) & first, state.counts, measures)
+    def measure(known: Sums, grads: optax.Updates, now: Any) -> Sums:  # noqa: ANN401
         sums = jax.tree.map(
-            lambda g, old, now: tuple(
-                jnp.where(now, a + b, a)
+            lambda g, old, counts: tuple(
+                jnp.where(counts, a + b, a)
                 for a, b in zip(old, _row_and_column_sums(g), strict=True)
             ),
-            updates,
-            state.sums,
-            measures,
+            grads,
+            known.sums,
+            now,
         )
-        counts = jax.tree.map(jnp.add, state.counts, measures)
-        begun = jax.tree.map(lambda k: k > 0, counts)
-        momenta = _average(state.momentum, updates, fresh, begun, momentum)
-        steps = jax.tree.map(_scaled_by_sums, momenta, sums, counts)
-        return steps, FactoredState(momenta, counts, sums)
+        return Sums(jax.tree.map(jnp.add, known.counts, now), sums)
 
-    return _with_decay(init, update, learning_rate, weight_decay)
+    rule = _Rule(
+        start,
+        lambda known: jax.tree.map(lambda k: k < calibration_steps, known.counts),
+        lambda known: jax.tree.map(lambda k: k > 0, known.counts),
+        measure,
+        lambda momenta, _, known: jax.tree.map(
+            _scaled_by_sums, momenta, known.sums, known.counts
+        ),
+    )
+    return _transformation(rule, learning_rate, momentum, weight_decay)
 
 
 def orthogonal(
@@ -226,48 +236,64 @@ def orthogonal(
     """
     _require(momentum, weight_decay)
 
-    def init(params: optax.Params) -> OrthogonalState:
+    def start(params: optax.Params) -> Any:  # noqa: ANN401 - a tree
         for path, leaf in jax.tree.leaves_with_path(params):
             if leaf.ndim < 2:
                 raise ValueError(
                     "params must have two dimensions or more for orthogonal, got "
                     f"{leaf.shape} at {jax.tree_util.keystr(path)}"
                 )
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        begun = jax.tree.map(lambda _: jnp.zeros((), bool), params)
-        return OrthogonalState(zeros, begun)
+        return jax.tree.map(lambda _: jnp.zeros((), bool), params)
 
-    def update(
-        updates: optax.Updates,
-        state: OrthogonalState,
-        params: optax.Params | None = None,
-    ) -> tuple[optax.Updates, OrthogonalState]:
-        del params
-        usable = jax.tree.map(_is_usable, updates)
-        fresh = jax.tree.map(lambda b, u: ~b & u, state.begun, usable)
-        begun = jax.tree.map(lambda b, u: b | u, state.begun, usable)
-        momenta = _average(state.momentum, updates, fresh, begun, momentum)
-        steps = jax.tree.map(
-            lambda m, g, b: jnp.where(
-                b, _direction(momentum * m + (1 - momentum) * g), 0.0
-            ).astype(m.dtype),
-            momenta,
-            updates,
-            begun,
-        )
-        return steps, OrthogonalState(momenta, begun)
+    def step(m: Array, g: Array, begun: Array) -> Array:
+        ahead = momentum * m + (1 - momentum) * g
+        return jnp.where(begun, _direction(ahead), 0.0).astype(m.dtype)
 
-    return _with_decay(init, update, learning_rate, weight_decay)
+    rule = _Rule(
+        start,
+        lambda begun: jax.tree.map(jnp.logical_not, begun),
+        lambda begun: begun,
+        lambda begun, _, now: jax.tree.map(jnp.logical_or, begun, now),
+        lambda momenta, grads, begun: jax.tree.map(step, momenta, grads, begun),
+    )
+    return _transformation(rule, learning_rate, momentum, weight_decay)
 
 
-def _with_decay(
-    init: Callable[..., Any],
-    update: Callable[..., Any],
+def _transformation(
+    rule: _Rule,
     learning_rate: optax.ScalarOrSchedule,
+    momentum: float,
     weight_decay: float,
 ) -> optax.GradientTransformation:
+    def init(params: optax.Params) -> State:
+        return State(jax.tree.map(jnp.zeros_like, params), rule.start(params))
+
+    def update(
+        updates: optax.Updates, state: State, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, State]:
+        del params
+        before, waits = state.measured, rule.waits(state.measured)
+
+        def measure() -> Any:  # noqa: ANN401 - a tree
+            usable = jax.tree.map(_is_usable, updates)
+            return rule.measure(
+                before, updates, jax.tree.map(jnp.logical_and, waits, usable)
+            )
+
+        # A gradient is looked through as long as some leaf waits for one, not later.
+        any_waits = jax.tree.reduce(jnp.logical_or, waits, jnp.zeros((), bool))
+        measured = jax.lax.cond(any_waits, measure, lambda: before)
+        began, begun = rule.begun(before), rule.begun(measured)
+
+        def average(m: Array, g: Array, began: Array, begun: Array) -> Array:
+            later = jnp.where(began, momentum * m + (1 - momentum) * g, g)
+            return jnp.where(begun, later, m).astype(m.dtype)
+
+        momenta = jax.tree.map(average, state.momentum, updates, began, begun)
+        return rule.direction(momenta, updates, measured), State(momenta, measured)
+
     return optax.chain(
-        optax.GradientTransformation(init, update),
+        optax.GradientTransformation(init, cast("optax.TransformUpdateFn", update)),
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -285,22 +311,6 @@ def _is_usable(grad: Array) -> Array:
     return jnp.isfinite(grad).all() & (grad != 0).any()
 
 
-def _average(
-    momenta: optax.Params,
-    grads: optax.Updates,
-    fresh: optax.Params,
-    begun: optax.Params,
-    momentum: float,
-) -> optax.Params:
-    """Return μ m + (1-μ) g; g at a leaf's first usable gradient, 0 before it."""
-
-    def one(m: Array, g: Array, first: Array, has_begun: Array) -> Array:
-        later = momentum * m + (1 - momentum) * g
-        return jnp.where(has_begun, jnp.where(first, g, later), m).astype(m.dtype)
-
-    return jax.tree.map(one, momenta, grads, fresh, begun)
-
-
 def _scale(grad: Array, scaling: str, eps: float) -> Array:
     """Return the scale that a gradient gives its leaf, before any common divisor."""
     root = jnp.asarray(math.sqrt(grad.size), jnp.float32)
@@ -315,21 +325,16 @@ def _scale(grad: Array, scaling: str, eps: float) -> Array:
     norm = jnp.sqrt(squared + grad.size * jnp.square(mean))
     spacing = float(jnp.finfo(grad.dtype).eps)
     summed = min(spacing, float(jnp.finfo(jnp.float32).eps))
-    noise = max(_SUM_SPACINGS * summed, _STORED_SPACINGS * spacing)
+    noise = max(SUM_SPACINGS * summed, STORED_SPACINGS * spacing)
     degenerate = std <= noise * jnp.abs(mean)
     return jnp.where(degenerate, root, norm / (std + eps)).astype(jnp.float32)
 
 
 def _largest_of(largest: Array, measured: optax.Params, fresh: optax.Params) -> Array:
     """Return the divisor of g-SNR, which the first usable gradients fix."""
-    found = [
-        jnp.where(first, scale, 0.0)
-        for scale, first in zip(
-            jax.tree.leaves(measured), jax.tree.leaves(fresh), strict=True
-        )
-    ]
-    now = jnp.stack(found).max()
-    return jnp.where(largest > 0, largest, jnp.where(now > 0, now, 0.0))
+    found = jax.tree.map(lambda s, first: jnp.where(first, s, 0.0), measured, fresh)
+    now = jax.tree.reduce(jnp.maximum, found, jnp.zeros(()))
+    return jnp.where(largest > 0, largest, now)
 
 
 def _row_and_column_sums(grad: Array) -> tuple[Array, Array]:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 # A standard deviation below so many spacings of the mean is rounding noise. Sums that
 # agree in exact arithmetic differ by a few float32 spacings when their order differs;
 # stored in fewer bits, equal sums lie at one value or at its neighbour.
-_SUM_SPACINGS = 16
-_STORED_SPACINGS = 2
+SUM_SPACINGS = 16
+STORED_SPACINGS = 2
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Moments:
         bits: in bfloat16 std/|mean| <= 0.0156, in float16 0.00195.
         """
         summed = self.spacing.clamp(max=torch.finfo(torch.float32).eps)
-        noise = torch.maximum(_SUM_SPACINGS * summed, _STORED_SPACINGS * self.spacing)
+        noise = torch.maximum(SUM_SPACINGS * summed, STORED_SPACINGS * self.spacing)
         return (self.numel == 1) | (self.std <= noise * self.mean.abs())
 
     @property
