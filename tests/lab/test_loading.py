@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saiopt.cli import main
-from saiopt.lab.loading import Loader
+from saiopt.lab.loading import made_ahead
 from saiopt.lab.loop import Progress
 from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.recipe import Recipe
@@ -24,7 +24,7 @@ def numbered(step: int) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("threads", [0, 1, 3, 20])
 @pytest.mark.parametrize("first", [0, 7])
 def test_batches_come_in_their_order(threads: int, first: int) -> None:
-    with Loader(numbered, threads, 10) as batches:
+    with made_ahead(numbered, threads, 10) as batches:
         found = [int(batches(step)["step"]) for step in range(first, 10)]
     assert found == list(range(first, 10))
 
@@ -36,7 +36,7 @@ def test_the_next_batches_are_made_while_one_is_used() -> None:
         made[step].set()
         return numbered(step)
 
-    with Loader(make, 2, 4) as batches:
+    with made_ahead(make, 2, 4) as batches:
         batches(0)
         assert made[1].wait(60)
         assert made[2].wait(60)
@@ -49,7 +49,7 @@ def test_what_a_thread_raises_is_raised() -> None:
             raise OSError("a damaged image")
         return numbered(step)
 
-    with Loader(make, 2, 10) as batches:
+    with made_ahead(make, 2, 10) as batches:
         batches(0)
         batches(1)
         with pytest.raises(OSError, match="a damaged image"):

@@ -104,6 +104,7 @@ def test_weights_and_biases_gets_the_log_offline(
         for name, value in numbers.items():
             found.setdefault(name, {})[step] = value
     assert found == expected
+    assert all(numbers for _, numbers in library.numbers)
     [settings] = library.inits
     assert settings["mode"] == "offline"
     assert settings["id"] == settings["name"] == run_name(run)

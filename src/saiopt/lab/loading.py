@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 from saiopt.lab.task import Batch
 
 
-class Loader:
-    """Makes batches in threads, a few steps ahead of the one that is asked for.
+@contextlib.contextmanager
+def made_ahead(
+    make: Callable[[int], Batch], threads: int, steps: int
+) -> Iterator[Callable[[int], Batch]]:
+    """Make batches in threads, a few steps ahead of the one that is asked for.
 
     What a batch holds depends on its step alone, so that it is the same whoever makes
     it, and when.
@@ -21,45 +24,29 @@ class Loader:
             is made when it is asked for.
         steps: Of the run: none after these is made.
 
+    Yields:
+        A function that returns the batch of a step, from any first step on one after
+        the other, and begins the next ones. It raises what making the batch raises.
+
     Example:
         >>> import torch
-        >>> with Loader(lambda step: {"x": torch.tensor([step])}, 2, 3) as batches:
+        >>> with made_ahead(lambda step: {"x": torch.tensor([step])}, 2, 3) as batches:
         ...     [int(batches(step)["x"]) for step in range(3)]
         [0, 1, 2]
     """
+    if not threads:
+        yield make
+        return
+    pool = ThreadPoolExecutor(threads, "loader")
+    waiting: dict[int, Future[Batch]] = {}
 
-    def __init__(self, make: Callable[[int], Batch], threads: int, steps: int) -> None:
-        self._make, self._ahead, self._steps = make, threads, steps
-        self._pool = ThreadPoolExecutor(threads, "loader") if threads else None
-        self._waiting: dict[int, Future[Batch]] = {}
+    def take(step: int) -> Batch:
+        for coming in range(step, min(step + threads + 1, steps)):
+            if coming not in waiting:
+                waiting[coming] = pool.submit(make, coming)
+        return waiting.pop(step).result()
 
-    def __enter__(self) -> Loader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def __call__(self, step: int) -> Batch:
-        """Return the batch of a step; the next ones are begun.
-
-        Args:
-            step: One after the other, from any first one.
-
-        Returns:
-            The batch.
-
-        Raises:
-            Exception: Whatever making the batch raises.
-        """
-        if self._pool is None:
-            return self._make(step)
-        for coming in range(step, min(step + self._ahead + 1, self._steps)):
-            if coming not in self._waiting:
-                self._waiting[coming] = self._pool.submit(self._make, coming)
-        return self._waiting.pop(step).result()
+    try:
+        yield take
+    finally:
+        pool.shutdown(cancel_futures=True)

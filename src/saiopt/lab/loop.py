@@ -17,7 +17,7 @@ from saiopt.lab import checkpoint
 from saiopt.lab.accumulation import accumulate, in_precision
 from saiopt.lab.draws import seed_of
 from saiopt.lab.environment import deterministic
-from saiopt.lab.loading import Loader
+from saiopt.lab.loading import made_ahead
 from saiopt.lab.optimizers import build_optimizer, set_mode, state_bytes
 from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.run import Run
@@ -135,14 +135,6 @@ class _Session:
             run.settings,
         )
         self.probe = GSNRProbe(self.model) if run.gsnr_every else None
-        seed, size = run.seed, run.recipe.batch_size
-        # A method would tie the model to the loader, and what is tied is not freed
-        # before the next run builds its own.
-        self.batches = Loader(
-            lambda step: task.batch(seed, step, size),
-            run.recipe.loaders,
-            run.recipe.steps,
-        )
         self.step = 0
         self.started = time.perf_counter()
         self._resume()
@@ -157,7 +149,15 @@ class _Session:
         return model
 
     def run_to_end(self) -> dict[str, Any]:
-        with self._releasing(), self.batches:
+        task, seed, size = self.task, self.run.seed, self.recipe.batch_size
+        batches = made_ahead(
+            # A method would tie the model to the loader, and what is tied is not freed
+            # before the next run builds its own.
+            lambda step: task.batch(seed, step, size),
+            self.recipe.loaders,
+            self.recipe.steps,
+        )
+        with self._releasing(), batches as self.batch_of:
             return self._run_to_end()
 
     def _run_to_end(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class _Session:
         self.model.train()
         set_mode(self.optimizer, training=True)
         lr = self._set_lr()
-        batch = self.batches(self.step)
+        batch = self.batch_of(self.step)
         # The model's, not the optimizer's: what that leaves alone is clipped as well.
         self.model.zero_grad()
         loss = accumulate(

@@ -129,8 +129,10 @@ def tracking(
         observe(progress)
         if progress.status == "started":
             current[:] = [opened(library, folder, progress.run, progress.step)]
-        for curves in current:
-            curves.add(progress.step, _numbers(progress))
+        numbers = _numbers(progress)
+        if numbers:
+            for curves in current:
+                curves.add(progress.step, numbers)
         if progress.status in _ENDED:
             close()
 
