@@ -8,9 +8,7 @@ question, the rule and the answer.
 import argparse
 import contextlib
 import json
-import multiprocessing
 import statistics
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from saiopt.lab.environment import environment
 from saiopt.lab.identity import identity_hash
 from saiopt.lab.intervals import estimate
 from saiopt.lab.outcome import carry_out, code_of
+from saiopt.lab.processes import in_processes
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.run import Run
 from saiopt.low_bit import Code, using
@@ -70,16 +69,12 @@ def train_all(options: argparse.Namespace) -> list[dict[str, Any]]:
         for recipe in options.recipes
         for seed in options.seeds
     ]
-    rows: dict[tuple[str, str, int], dict[str, Any]] = {}
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
-        jobs = {
-            pool.submit(train_cell, *cell, options.runs_dir): cell for cell in wanted
-        }
-        for job in as_completed(jobs):
-            rows[jobs[job]] = job.result()
-            print(f"{len(rows)}/{len(wanted)}", json.dumps(job.result()), flush=True)
-    return [rows[cell] for cell in wanted]
+    rows: list[dict[str, Any]] = []
+    jobs = [(*cell, options.runs_dir) for cell in wanted]
+    for row in in_processes(train_cell, jobs, options.workers):
+        rows.append(row)
+        print(f"{len(rows)}/{len(wanted)}", json.dumps(row), flush=True)
+    return rows
 
 
 def held_rows() -> list[dict[str, Any]]:

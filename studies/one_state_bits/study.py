@@ -6,10 +6,8 @@ figure beside this file. README.md says the question, the rule and the answer.
 
 import argparse
 import dataclasses
-import multiprocessing
 import statistics
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ sys.path.insert(0, str(HERE.parent / "one_state_choice"))
 
 from candidates import Point, Stepper, candidates
 from codes import WAYS, Way
-from training import DECAY_PER_STEP, SETTINGS, Row, Rows, load, trained
+from training import DECAY_PER_STEP, SETTINGS, Row, Rows, all_done, load, trained
 
 from saiopt.analysis.paired_plot import plot_differences
 from saiopt.lab.intervals import estimate
@@ -102,7 +100,7 @@ def cells() -> list[Cell]:
 def rows_in(folder: Path) -> Rows:
     """Return the rows of this study."""
     modules = (train.__module__, Way.__module__, Stepper.__module__)
-    return Rows(folder, train, modules)
+    return Rows(folder, train, Cell, modules)
 
 
 def run(folder: Path, cell: Cell) -> Row:
@@ -145,11 +143,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
-        jobs = [pool.submit(run, options.out, cell) for cell in cells()]
-        for job in as_completed(jobs):
-            job.result()
+    all_done(((run, options.out, cell) for cell in cells()), options.workers)
     report(rows_in(options.out).all(), options.out)
 
 

@@ -7,10 +7,8 @@ figure beside this file. README.md says the question, the rule and the answer.
 import argparse
 import dataclasses
 import math
-import multiprocessing
 import statistics
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,16 @@ from candidates import (
     moves_along,
     state_numbers,
 )
-from training import DECAY_PER_STEP, SETTINGS, Row, Rows, Setting, load, trained
+from training import (
+    DECAY_PER_STEP,
+    SETTINGS,
+    Row,
+    Rows,
+    Setting,
+    all_done,
+    load,
+    trained,
+)
 from wordy_source import WordySource
 
 from saiopt.analysis.paired_plot import plot_differences
@@ -105,7 +112,7 @@ def train(cell: Cell) -> Row:
 
 def rows_in(folder: Path) -> Rows:
     """Return the rows of this study."""
-    return Rows(folder, train, (Stepper.__module__, WordySource.__module__))
+    return Rows(folder, train, Cell, (Stepper.__module__, WordySource.__module__))
 
 
 def goodness(row: dict[str, Any]) -> tuple[float, ...]:
@@ -291,15 +298,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
-    context = multiprocessing.get_context("spawn")
     for stage in options.stages:
-        with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
-            jobs = [
-                pool.submit(*call)
-                for call in jobs_of(stage, options.out, options.seeds)
-            ]
-            for job in as_completed(jobs):
-                job.result()
+        all_done(jobs_of(stage, options.out, options.seeds), options.workers)
     report(rows_in(options.out).all(), options.out)
 
 

@@ -5,7 +5,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,14 +13,14 @@ import torch
 from torch import nn
 from wordy_source import WordySource
 
-from saiopt.lab.atomic import alone, write_json
 from saiopt.lab.environment import environment
 from saiopt.lab.identity import code_hash, identity_hash
+from saiopt.lab.ledger import Ledger, Row
+from saiopt.lab.processes import in_processes
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.schedules import lr_factor
 from saiopt.lab.task import Task
 
-Row = dict[str, Any]
 CPU = torch.device("cpu")
 DECAY_PER_STEP, WARMUP_SHARE, CLIP_NORM = 1e-4, 0.05, 1.0
 
@@ -96,36 +96,49 @@ class Rows:
     Args:
         folder: Of the study.
         make: Trains one run and returns its row.
+        cell: The dataclass of a run, with whose fields a row begins.
         modules: Names of the modules that make its numbers.
     """
 
     def __init__(
-        self, folder: Path, make: Callable[[Any], Row], modules: Sequence[str]
+        self,
+        folder: Path,
+        make: Callable[[Any], Row],
+        cell: type[Any],
+        modules: Sequence[str],
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        names = [field.name for field in dataclasses.fields(cell)]
         self._make, self._modules = make, modules
-        self.path, self._origins = folder / "results.jsonl", folder / "environment.json"
+        path = folder / "results.jsonl"
+        self._ledger = Ledger(
+            path,
+            path.with_suffix(".lock"),
+            lambda row: json.dumps([row[name] for name in names], sort_keys=True),
+        )
 
-    def all(self) -> list[dict[str, Any]]:
+    def all(self) -> list[Row]:
         """Return all rows."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return list(map(json.loads, lines))
+        return self._ledger.rows()
 
     def result(self, cell: Any) -> Row:  # noqa: ANN401
         """Return the row of a run, which is trained if it has none."""
-        for row in self.all():
-            if all(row[name] == value for name, value in cell.key.items()):
-                return row
+        self._ledger.rows()
+        if cell.key in self._ledger:
+            return self._ledger[cell.key]
         row = self._make(cell)
         code = code_hash(*self._modules)
         origin = environment(CPU, load(cell.task).fingerprint, code)
         row["environment"] = identity_hash(origin)
-        with alone(self.path.with_suffix(".lock")):
-            held = (
-                json.loads(self._origins.read_text()) if self._origins.exists() else {}
-            )
-            write_json(self._origins, {**held, row["environment"]: origin})
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+        [held] = self._ledger.add([row], origin)
         print(json.dumps(row), flush=True)
-        return row
+        return held or row
+
+
+def all_done(jobs: Iterable[tuple[Any, ...]], workers: int) -> None:
+    """Make calls, each a function and its arguments, in processes."""
+    for _ in in_processes(_call, list(jobs), workers):
+        pass
+
+
+def _call(function: Callable[..., object], *arguments: Any) -> None:  # noqa: ANN401
+    function(*arguments)

@@ -7,17 +7,15 @@ figure beside this file. README.md says the question, the rule and the answer.
 import argparse
 import dataclasses
 import math
-import multiprocessing
 import statistics
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "one_state_choice"))
 
 from candidates import Point, Stepper
-from training import DECAY_PER_STEP, SETTINGS, Row, Rows, load, trained
+from training import DECAY_PER_STEP, SETTINGS, Row, Rows, all_done, load, trained
 from variants import Variant, VariantStepper, variants
 
 from saiopt.analysis.paired_plot import plot_differences
@@ -82,7 +80,7 @@ def train(cell: Cell) -> Row:
 
 def rows_in(folder: Path) -> Rows:
     """Return the rows of this study."""
-    return Rows(folder, train, (Variant.__module__, Stepper.__module__))
+    return Rows(folder, train, Cell, (Variant.__module__, Stepper.__module__))
 
 
 def goodness(row: Row) -> tuple[float, ...]:
@@ -174,15 +172,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     times = LONGER if options.longer else 1
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.workers, mp_context=context) as pool:
-        jobs = [
-            pool.submit(run, options.out, task, times * SETTINGS[task].steps, name)
-            for task in options.tasks
-            for name in options.variants
-        ]
-        for job in as_completed(jobs):
-            job.result()
+    jobs = (
+        (run, options.out, task, times * SETTINGS[task].steps, name)
+        for task in options.tasks
+        for name in options.variants
+    )
+    all_done(jobs, options.workers)
     report(rows_in(options.out).all(), options.out)
 
 
