@@ -157,7 +157,7 @@ def test_a_sweep_that_is_not_finished_says_so(tmp_path: Path) -> None:
         "seeds": [0],
         "sampler": "grid",
     }
-    html = page("", [], [sweep_section(Source("sweep", tmp_path, content), "p")])
+    html = page("", [], [sweep_section(Source("sweep", tmp_path, content))])
     assert "sgd: 3 of 4 cells are not finished" in html
     assert html.count("not finished") == 1
 

@@ -11,15 +11,14 @@ from saiopt.lab.sweep.table import cell_table, sweep_table
 from saiopt.lab.table import Table, text_columns
 
 
-def comparison_section(source: Source, heading: str) -> Section:
+def comparison_section(source: Source) -> Section:
     """Report a comparison.
 
     Args:
         source: Its folder.
-        heading: Tells it from the others.
 
     Returns:
-        The section.
+        The section, still without the heading that tells it from the others.
     """
     content, folder = source.content, source.folder
     more = pictures(
@@ -27,7 +26,7 @@ def comparison_section(source: Source, heading: str) -> Section:
     )
     label = content["metric"]["label"]
     return Section(
-        heading,
+        "",
         pictures((folder / "curves.svg", f"{label} by step")),
         comparison_tables(content, on_page=True),
         ("By seconds, and the training loss", more, []) if more else None,
@@ -35,15 +34,14 @@ def comparison_section(source: Source, heading: str) -> Section:
     )
 
 
-def sweep_section(source: Source, heading: str) -> Section:
+def sweep_section(source: Source) -> Section:
     """Report a sweep.
 
     Args:
         source: Its folder.
-        heading: Tells it from the others.
 
     Returns:
-        The section.
+        The section, still without the heading that tells it from the others.
     """
     content = source.content
     label, steps = content["metric"]["label"], source.fields.get("steps")
@@ -52,7 +50,7 @@ def sweep_section(source: Source, heading: str) -> Section:
     facts += [f"steps {steps}"] if steps else []
     names = ("heat_maps", "learning_rates", "matched_decay")
     return Section(
-        heading,
+        "",
         pictures(
             *(
                 (source.folder / f"{n}.svg", f"{label}, {n.replace('_', ' ')}")
@@ -65,15 +63,14 @@ def sweep_section(source: Source, heading: str) -> Section:
     )
 
 
-def gsnr_section(source: Source, heading: str) -> Section:
+def gsnr_section(source: Source) -> Section:
     """Report a measurement of g-SNR.
 
     Args:
         source: Its folder.
-        heading: Tells it from the others.
 
     Returns:
-        The section.
+        The section, still without the heading that tells it from the others.
     """
     blocks: dict[str, list[Mapping[str, Any]]] = {}
     for row in source.content:
@@ -91,7 +88,7 @@ def gsnr_section(source: Source, heading: str) -> Section:
     ]
     table = Table(text_columns("block", *numbers, numbers=numbers), rows)
     return Section(
-        heading,
+        "",
         pictures((source.folder / "gsnr.svg", "g-SNR/√n by step")),
         more=(f"All {len(rows)} blocks", [], [table]),
         facts=", ".join([*_finished(source), source.folder.name]),

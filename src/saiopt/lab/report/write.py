@@ -1,5 +1,6 @@
 """The report as a file."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,12 +50,13 @@ def write_report(found: Found, output: Path) -> list[str]:
         A sentence on all that was left out, which the page has too.
     """
     left_out = list(found.left_out)
-    sources = _sound(found.sources, left_out)
+    sound = _sound(found.sources, left_out)
+    sources = [source for source, _ in sound]
     names = titles(sources)
     sections = [
-        _SECTIONS[source.kind](source, names[source.folder])
-        for source in sources
-        if source.kind in _SECTIONS
+        dataclasses.replace(section, heading=names[source.folder])
+        for source, section in sound
+        if section is not None
     ]
     by_recipe: dict[str, list[Source]] = {}
     for source in sources:
@@ -85,21 +87,29 @@ def page(summary: str, left_out: Sequence[str], sections: Sequence[Section]) -> 
     return template.render(summary=summary, left_out=left_out, sections=sections)
 
 
-def _sound(sources: Sequence[Source], left_out: list[str]) -> list[Source]:
-    """Return the sources of which a section can be written, and tell of the others."""
-    sound = []
+def _sound(
+    sources: Sequence[Source], left_out: list[str]
+) -> list[tuple[Source, Section | None]]:
+    """Return the sources that can be reported, and tell of the others.
+
+    With each is its section, None of a run, which shares one with others.
+    """
+    sound: list[tuple[Source, Section | None]] = []
     for source in sources:
+        section = None
         try:
             titles([source])
             if source.kind == "run":
                 require_run(source)
             else:
-                page("", [], [_SECTIONS[source.kind](source, "")])
+                section = _SECTIONS[source.kind](source)
+                # A table is written where it is shown.
+                page("", [], [section])
         except _DAMAGE as error:
             reason = f"{type(error).__name__}: {error}"
             left_out.append(f"{source.folder} is not as a command writes it ({reason})")
         else:
-            sound.append(source)
+            sound.append((source, section))
     return sound
 
 
