@@ -14,11 +14,11 @@ from torch import nn
 from wordy_source import WordySource
 
 from saiopt.lab.atomic import alone, write_json
-from saiopt.lab.environment import environment
 from saiopt.lab.identity import code_hash, identity_hash
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.schedules import lr_factor
 from saiopt.lab.task import Task
+from saiopt.lab.training.environment import environment
 
 Row = dict[str, Any]
 CPU = torch.device("cpu")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from saiopt.lab.environment import commit, hardware
+from saiopt.lab.training.environment import commit, hardware
 from saiopt.memory.report import DTYPES
 
 from .plan import Plan

@@ -7,7 +7,7 @@ from typing import Any
 
 from saiopt.lab.atomic import write_json
 from saiopt.lab.identity import identity_hash
-from saiopt.lab.ledger import Ledger
+from saiopt.lab.studies.ledger import Ledger
 
 
 def open_folder(

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from saiopt.lab.environment import environment
 from saiopt.lab.identity import code_hash
-from saiopt.lab.ledger import Ledger, Row
 from saiopt.lab.noise.cells import open_folder
 from saiopt.lab.noise.perceptron_data import numpy_generator, signed_points
-from saiopt.lab.processes import in_processes
+from saiopt.lab.studies.ledger import Ledger, Row
+from saiopt.lab.studies.processes import in_processes
+from saiopt.lab.training.environment import environment
 
 _DATA, _SGD = 0, 1
 # From so many points on training begins with plain steps, up to a wait of P over this:

@@ -14,7 +14,6 @@ from saiopt.analysis.noise_phase import (
     plot_weight_change,
 )
 from saiopt.lab.atomic import alone, write_json
-from saiopt.lab.ledger import Row
 from saiopt.lab.noise.critical import (
     Best,
     Crossover,
@@ -32,6 +31,7 @@ from saiopt.lab.noise.kernel_regime import (
 )
 from saiopt.lab.noise.perceptron import middle
 from saiopt.lab.noise.power_law import Exponent
+from saiopt.lab.studies.ledger import Row
 
 QUANTITIES = {
     "test_error": "test error",

@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Sequence
 
-from saiopt.lab.intervals import Estimate
+from saiopt.lab.comparison.intervals import Estimate
 from saiopt.lab.noise.critical import Crossover
 from saiopt.lab.noise.gains import WayOut
 from saiopt.lab.noise.kernel_regime import KernelRegime

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from saiopt.lab.comparison_table import comparison_tables
+from saiopt.lab.comparison.comparison_table import comparison_tables
 from saiopt.lab.report.section import Section, pictures
 from saiopt.lab.report.sources import Source
 from saiopt.lab.sweep.table import cell_table, sweep_table

@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-from saiopt.lab.differences import differences
-from saiopt.lab.intervals import estimate
-from saiopt.lab.progress import duration
+from saiopt.lab.comparison.differences import differences
+from saiopt.lab.comparison.intervals import estimate
 from saiopt.lab.sweep.board import Cell
 from saiopt.lab.sweep.plan import Sweep
 from saiopt.lab.table import Column, Table, text_columns
+from saiopt.lab.training.progress import duration
 
 
 def sweep_table(content: Mapping[str, Any], *, on_page: bool = False) -> Table:
