@@ -5,7 +5,7 @@ from rich.console import Console
 
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.training.loop import Progress
-from saiopt.lab.training.progress import Pace, display, duration
+from saiopt.lab.training.progress import Pace, display
 from saiopt.lab.training.run import Run
 
 
@@ -92,17 +92,3 @@ def test_the_pace_counts_the_steps_of_this_session_only(runs: list[Run]) -> None
     assert str(pace) == "0.5 steps/s, 28 s left"
     pace.update(Progress(runs[0], 12, None, {}, "diverged"))
     assert str(pace) == "0.5 steps/s, 24 s left"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0 s"),
-        (59.4, "59 s"),
-        (59.6, "1:00 min"),
-        (3599, "59:59 min"),
-        (7384, "2:03 h"),
-    ],
-)
-def test_durations_are_in_the_unit_that_suits_them(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

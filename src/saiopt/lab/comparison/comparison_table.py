@@ -9,8 +9,8 @@ from rich.console import Console
 from saiopt.lab.comparison.compare import Comparison, as_json
 from saiopt.lab.comparison.differences import MEANING, Differences, differences
 from saiopt.lab.comparison.intervals import Estimate, result_text
+from saiopt.lab.durations import duration, milliseconds
 from saiopt.lab.table import Column, Table, text_columns
-from saiopt.lab.training.progress import duration, milliseconds
 
 _JUDGED = (
     "; better, worse or open: Holm's procedure at 5 % for all differences together"

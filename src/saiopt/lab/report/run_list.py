@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from saiopt.lab.durations import duration
 from saiopt.lab.recipes import RECIPES
 from saiopt.lab.table import Column, Table
-from saiopt.lab.training.progress import duration
 
 
 def run_list(rows: Sequence[Mapping[str, Any]]) -> Table:

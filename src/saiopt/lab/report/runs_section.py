@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from saiopt.analysis.curves import Curve, plot_curves
+from saiopt.lab.durations import duration
 from saiopt.lab.report import titles
 from saiopt.lab.report.section import Picture, Section, pictures
 from saiopt.lab.report.sources import Source
 from saiopt.lab.table import Table, text_columns
-from saiopt.lab.training.progress import duration
 
 
 def runs_section(recipe: str, runs: Sequence[Source]) -> tuple[Section, list[str]]:

@@ -6,10 +6,10 @@ from typing import Any
 
 from saiopt.lab.comparison.differences import differences
 from saiopt.lab.comparison.intervals import estimate
+from saiopt.lab.durations import duration
 from saiopt.lab.sweep.board import Cell
 from saiopt.lab.sweep.plan import Sweep
 from saiopt.lab.table import Column, Table, text_columns
-from saiopt.lab.training.progress import duration
 
 
 def sweep_table(content: Mapping[str, Any], *, on_page: bool = False) -> Table:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn
 from rich.progress import Progress as Bars
 
+from saiopt.lab.durations import duration
 from saiopt.lab.training.loop import Progress
 from saiopt.lab.training.run import Run
 
@@ -248,26 +249,3 @@ def ending(progress: Progress) -> str:
     if progress.elsewhere:
         before += f" on {progress.elsewhere}"
     return f"{title(progress.run)}: {validation(progress)}{before}"
-
-
-def duration(seconds: float) -> str:
-    """Write seconds in the unit that suits them.
-
-    >>> duration(9.4), duration(75), duration(7380)
-    ('9 s', '1:15 min', '2:03 h')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes == 0:
-        return f"{rest} s"
-    if minutes < 60:
-        return f"{minutes}:{rest:02d} min"
-    return f"{minutes // 60}:{minutes % 60:02d} h"
-
-
-def milliseconds(seconds: float | None) -> str:
-    """Write a step's time, nothing where there is none.
-
-    >>> milliseconds(0.01234), milliseconds(None)
-    ('12.34', '')
-    """
-    return "" if seconds is None else f"{1000 * seconds:.2f}"
