@@ -17,7 +17,7 @@ from saiopt.lab.report.section import Section, pictures
 from saiopt.lab.report.sections import sweep_section
 from saiopt.lab.report.sources import Source, environments, find_sources
 from saiopt.lab.report.write import page
-from saiopt.lab.table import Table, text_columns
+from saiopt.lab.table import TextTable, text_columns
 from saiopt.lab.training.outcome import carry_out
 from saiopt.lab.training.run import Run
 
@@ -165,7 +165,7 @@ def test_a_sweep_that_is_not_finished_says_so(tmp_path: Path) -> None:
 
 
 def test_text_cannot_become_markup() -> None:
-    table = Table(text_columns("<script>"), [["<script>"]], warnings=["<script>"])
+    table = TextTable(text_columns("<script>"), [["<script>"]], warnings=["<script>"])
     section = Section("<script>", tables=[table], facts="<script>")
     html = page("<script>", ["<script>"], [section])
     assert "<script>" not in html

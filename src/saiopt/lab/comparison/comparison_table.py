@@ -10,7 +10,7 @@ from saiopt.lab.comparison.compare import Comparison, as_json
 from saiopt.lab.comparison.differences import MEANING, Differences, differences
 from saiopt.lab.comparison.intervals import Estimate, result_text
 from saiopt.lab.durations import duration, milliseconds
-from saiopt.lab.table import Column, Table, text_columns
+from saiopt.lab.table import Column, TextTable, text_columns
 
 _JUDGED = (
     "; better, worse or open: Holm's procedure at 5 % for all differences together"
@@ -19,7 +19,7 @@ _JUDGED = (
 
 def comparison_tables(
     content: Mapping[str, Any], *, on_page: bool = False
-) -> list[Table]:
+) -> list[TextTable]:
     """Lay out one row per optimizer, and what the others gain over the best mean.
 
     Args:
@@ -33,7 +33,7 @@ def comparison_tables(
     """
     rows, found = content["rows"], _differences(content)
     names = [row["optimizer"] for row in rows]
-    summary = Table(
+    summary = TextTable(
         _columns(content["metric"], on_page=on_page),
         rows,
         names.index(found.winner) if found.winner else None,
@@ -88,9 +88,9 @@ def _columns(metric: Mapping[str, Any], *, on_page: bool) -> list[Column]:
     return [*first, *rest]
 
 
-def _difference_table(found: Differences) -> Table:
+def _difference_table(found: Differences) -> TextTable:
     headings = (f"against {found.best}, the best mean", "difference, seed by seed")
-    return Table(text_columns(*headings), found.lines())
+    return TextTable(text_columns(*headings), found.lines())
 
 
 def _differences(content: Mapping[str, Any]) -> Differences:

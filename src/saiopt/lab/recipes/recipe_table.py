@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from saiopt.lab.recipe import Recipe, settable
-from saiopt.lab.table import Column, Table, text_columns
+from saiopt.lab.table import Column, TextTable, text_columns
 
 _ARGUMENT = re.compile(r"^    (\w+): (.*(?:\n     .*)*)", re.MULTILINE)
 
 
-def recipe_table(heading: str, recipes: Iterable[Recipe]) -> Table:
+def recipe_table(heading: str, recipes: Iterable[Recipe]) -> TextTable:
     """Lay out one row per recipe.
 
     Args:
@@ -22,7 +22,7 @@ def recipe_table(heading: str, recipes: Iterable[Recipe]) -> Table:
     Returns:
         The table.
     """
-    return Table(
+    return TextTable(
         [
             Column(heading, lambda recipe: recipe.name),
             Column("parameters, data", lambda r: r.description, wraps=True),
@@ -33,7 +33,7 @@ def recipe_table(heading: str, recipes: Iterable[Recipe]) -> Table:
     )
 
 
-def lr_table(recipes: Iterable[Recipe]) -> Table:
+def lr_table(recipes: Iterable[Recipe]) -> TextTable:
     """Lay out the learning rates, one row per recipe.
 
     Args:
@@ -42,7 +42,7 @@ def lr_table(recipes: Iterable[Recipe]) -> Table:
     Returns:
         The table.
     """
-    return Table(
+    return TextTable(
         [
             Column("recipe", lambda recipe: recipe.name),
             Column("learning rates", _lrs, wraps=True),
@@ -70,7 +70,7 @@ def recipe_text(recipe: Recipe) -> str:
     )
 
 
-def field_table(recipe: Recipe) -> Table:
+def field_table(recipe: Recipe) -> TextTable:
     """Lay out one row per field that can be set.
 
     Args:
@@ -84,7 +84,9 @@ def field_table(recipe: Recipe) -> Table:
         (name, _text(value), meanings.get(name, ""))
         for name, value in settable(recipe).items()
     ]
-    return Table(text_columns("field", "value", "meaning", wrapping=["meaning"]), rows)
+    return TextTable(
+        text_columns("field", "value", "meaning", wrapping=["meaning"]), rows
+    )
 
 
 def as_json(recipe: Recipe) -> dict[str, Any]:

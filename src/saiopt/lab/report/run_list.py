@@ -5,10 +5,10 @@ from typing import Any
 
 from saiopt.lab.durations import duration
 from saiopt.lab.recipes import RECIPES
-from saiopt.lab.table import Column, Table
+from saiopt.lab.table import Column, TextTable
 
 
-def run_list(rows: Sequence[Mapping[str, Any]]) -> Table:
+def run_list(rows: Sequence[Mapping[str, Any]]) -> TextTable:
     """Lay out one row per run.
 
     Args:
@@ -17,7 +17,7 @@ def run_list(rows: Sequence[Mapping[str, Any]]) -> Table:
     Returns:
         A table that fits 100 columns.
     """
-    return Table(
+    return TextTable(
         [
             Column("recipe", lambda row: str(row["recipe"])),
             Column("optimizer", lambda row: str(row["optimizer"])),

@@ -8,7 +8,7 @@ from saiopt.lab.comparison.comparison_table import comparison_tables
 from saiopt.lab.report.section import Section, pictures
 from saiopt.lab.report.sources import Source
 from saiopt.lab.sweep.table import cell_table, sweep_table
-from saiopt.lab.table import Table, text_columns
+from saiopt.lab.table import TextTable, text_columns
 
 
 def comparison_section(source: Source, heading: str) -> Section:
@@ -89,7 +89,7 @@ def gsnr_section(source: Source, heading: str) -> Section:
         )
         for block, rows in blocks.items()
     ]
-    table = Table(text_columns("block", *numbers, numbers=numbers), rows)
+    table = TextTable(text_columns("block", *numbers, numbers=numbers), rows)
     return Section(
         heading,
         pictures((source.folder / "gsnr.svg", "g-SNR/√n by step")),
