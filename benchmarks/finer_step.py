@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from saiopt import SGDSaI
 from saiopt.bench.clock import peak_temporary_bytes, seconds
-from saiopt.lab.environment import commit, hardware
+from saiopt.lab.training.environment import commit, hardware
 from saiopt.scaling.orthogonal import NUM_STEPS
 
 WIDTH, VOCABULARY, CONTEXT = 768, 50257, 1024

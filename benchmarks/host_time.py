@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from saiopt import SGDSaI
-from saiopt.lab.environment import commit, hardware
+from saiopt.lab.training.environment import commit, hardware
 
 ENTRIES = 8
 Step = Callable[[], object]

@@ -21,11 +21,11 @@ from torch import nn
 
 from saiopt import step_in_backward
 from saiopt.bench.clock import peak_temporary_bytes
-from saiopt.lab.environment import deterministic, hardware
 from saiopt.lab.optimizers import build_optimizer, state_bytes
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.recipes.llama2_7b_24gb import RANDOM, Llama2Text
 from saiopt.lab.tasks.next_token import next_token_loss
+from saiopt.lab.training.environment import deterministic, hardware
 from saiopt.memory import estimate
 
 GIB, MIB = 2**30, 2**20

@@ -21,9 +21,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from saiopt.bench.clock import seconds
-from saiopt.lab.environment import commit, hardware
 from saiopt.lab.optimizers import build_optimizer, state_bytes
 from saiopt.lab.recipes import get_recipe, small_recipes
+from saiopt.lab.training.environment import commit, hardware
 
 CPU = torch.device("cpu")
 RECIPES = small_recipes()

@@ -12,16 +12,16 @@ from masked import MaskedTask
 from torch.distributed.tensor import DTensor
 
 from saiopt import SGDSaI
-from saiopt.lab import checkpoint
-from saiopt.lab.accumulation import accumulate
-from saiopt.lab.compare import prepare
+from saiopt.lab.comparison.compare import prepare
 from saiopt.lab.optimizers import build_optimizer, set_mode
-from saiopt.lab.outcome import carry_out
-from saiopt.lab.ranks import ALONE, Ranks
 from saiopt.lab.recipe import override
 from saiopt.lab.recipes import get_recipe
-from saiopt.lab.run import Run
-from saiopt.lab.shards import gathered, whole
+from saiopt.lab.training import checkpoint
+from saiopt.lab.training.accumulation import accumulate
+from saiopt.lab.training.outcome import carry_out
+from saiopt.lab.training.ranks import ALONE, Ranks
+from saiopt.lab.training.run import Run
+from saiopt.lab.training.shards import gathered, whole
 
 SETTINGS = {
     "task.hidden_size": "16",

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from queue import Queue
 
-from saiopt.lab.token_files import TokenFile, tokenized
+from saiopt.lab.data.token_files import TokenFile, tokenized
 
 CHUNKS = 8
 

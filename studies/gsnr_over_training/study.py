@@ -16,11 +16,11 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from saiopt.analysis.gsnr_plot import plot_gsnr_panels
-from saiopt.lab.outcome import Outcome
-from saiopt.lab.paired import Row, compare_pairs, metric_of
+from saiopt.lab.comparison.paired import Row, compare_pairs, metric_of
 from saiopt.lab.recipes import get_recipe, small_recipes
-from saiopt.lab.study import Cell, results_of
-from saiopt.lab.study_options import parser, runs_of
+from saiopt.lab.studies.study import Cell, results_of
+from saiopt.lab.studies.study_options import parser, runs_of
+from saiopt.lab.training.outcome import Outcome
 
 HERE = Path(__file__).parent
 RECIPES = small_recipes()

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from saiopt.analysis.horizon_plot import plot_horizons
-from saiopt.lab.intervals import estimate
-from saiopt.lab.paired import Row, compare_seeds, metric_of
+from saiopt.lab.comparison.intervals import estimate
+from saiopt.lab.comparison.paired import Row, compare_seeds, metric_of
 from saiopt.lab.recipes import get_recipe
-from saiopt.lab.run import Run
-from saiopt.lab.study import Cell, results_of
-from saiopt.lab.study_options import parser, runs_of
+from saiopt.lab.studies.study import Cell, results_of
+from saiopt.lab.studies.study_options import parser, runs_of
+from saiopt.lab.training.run import Run
 
 HERE = Path(__file__).parent
 RECIPES = ("gpt-stdlib", "vit-digits")

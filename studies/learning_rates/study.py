@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from saiopt.analysis.sweep_plot import plot_overview, plot_sweep
-from saiopt.lab.paired import Row, metric_of
+from saiopt.lab.comparison.paired import Row, metric_of
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.recipes import get_recipe
-from saiopt.lab.run import Run
-from saiopt.lab.study import Cell, results_of
-from saiopt.lab.study_options import parser, recipes_of
+from saiopt.lab.studies.study import Cell, results_of
+from saiopt.lab.studies.study_options import parser, recipes_of
+from saiopt.lab.training.run import Run
 
 HERE = Path(__file__).parent
 SEED = 0

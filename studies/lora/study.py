@@ -9,9 +9,9 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from saiopt.lab.paired import Row, compare_pairs, draw_gains, mean_metric
-from saiopt.lab.study import Cell, results_of
-from saiopt.lab.study_options import parser, runs_of
+from saiopt.lab.comparison.paired import Row, compare_pairs, draw_gains, mean_metric
+from saiopt.lab.studies.study import Cell, results_of
+from saiopt.lab.studies.study_options import parser, runs_of
 
 HERE = Path(__file__).parent
 RECIPES = ("lora-pydoc", "lora-ddpm-digits")

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from saiopt.analysis.paired_plot import plot_differences
-from saiopt.lab.environment import environment
+from saiopt.lab.comparison.intervals import estimate
 from saiopt.lab.identity import identity_hash
-from saiopt.lab.intervals import estimate
-from saiopt.lab.outcome import carry_out, code_of
-from saiopt.lab.processes import in_processes
 from saiopt.lab.recipes import get_recipe
-from saiopt.lab.run import Run
+from saiopt.lab.studies.processes import in_processes
+from saiopt.lab.training.environment import environment
+from saiopt.lab.training.outcome import carry_out, code_of
+from saiopt.lab.training.run import Run
 from saiopt.low_bit import Code, using
 
 HERE = Path(__file__).parent

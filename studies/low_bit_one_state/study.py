@@ -10,11 +10,11 @@ import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from saiopt.lab.paired import Comparison, Row, compare_pairs, draw_gains
+from saiopt.lab.comparison.paired import Comparison, Row, compare_pairs, draw_gains
 from saiopt.lab.recipe import Recipe
-from saiopt.lab.run import Run
-from saiopt.lab.study import Cell, results_of
-from saiopt.lab.study_options import parser, recipes_of
+from saiopt.lab.studies.study import Cell, results_of
+from saiopt.lab.studies.study_options import parser, recipes_of
+from saiopt.lab.training.run import Run
 
 HERE = Path(__file__).parent
 RECIPES = ("gpt-stdlib", "vit-digits", "lora-pydoc")

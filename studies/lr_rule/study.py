@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from saiopt.analysis.paired_plot import plot_differences
-from saiopt.lab.environment import environment
+from saiopt.lab.comparison.intervals import estimate
 from saiopt.lab.identity import code_hash
-from saiopt.lab.intervals import estimate
-from saiopt.lab.lr_rule import USUAL_ADAMW_LR, propose
+from saiopt.lab.measurement.lr_rule import USUAL_ADAMW_LR, propose
 from saiopt.lab.recipes import get_recipe, small_recipes
+from saiopt.lab.training.environment import environment
 
 HERE = Path(__file__).parent
 CPU = torch.device("cpu")

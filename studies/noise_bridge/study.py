@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from saiopt.analysis.noise_phase import plot_weight_change
-from saiopt.lab.intervals import estimate
+from saiopt.lab.comparison.intervals import estimate
 from saiopt.lab.noise.critical import Crossover, crossovers
 from saiopt.lab.noise.layer_scales import OPTIMIZERS
 from saiopt.lab.noise.parity import load_images

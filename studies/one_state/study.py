@@ -14,8 +14,7 @@ from typing import Any
 from search import Point, Scores, best, goodness, wanted
 
 from saiopt.analysis.state_plot import plot_against_state
-from saiopt.lab.outcome import Outcome
-from saiopt.lab.paired import (
+from saiopt.lab.comparison.paired import (
     Comparison,
     Row,
     compare_pairs,
@@ -24,9 +23,10 @@ from saiopt.lab.paired import (
     mean_metric,
 )
 from saiopt.lab.recipe import Recipe
-from saiopt.lab.run import Run
-from saiopt.lab.study import Cell, results_of
-from saiopt.lab.study_options import parser, recipes_of
+from saiopt.lab.studies.study import Cell, results_of
+from saiopt.lab.studies.study_options import parser, recipes_of
+from saiopt.lab.training.outcome import Outcome
+from saiopt.lab.training.run import Run
 
 HERE = Path(__file__).parent
 RECIPES = (

@@ -22,7 +22,7 @@ from codes import WAYS, Way
 from training import DECAY_PER_STEP, SETTINGS, Row, Rows, all_done, load, trained
 
 from saiopt.analysis.paired_plot import plot_differences
-from saiopt.lab.intervals import estimate
+from saiopt.lab.comparison.intervals import estimate
 
 CANDIDATE = "rows_columns + factored"
 STEPS = 300

@@ -34,7 +34,7 @@ from training import (
 from wordy_source import WordySource
 
 from saiopt.analysis.paired_plot import plot_differences
-from saiopt.lab.intervals import estimate
+from saiopt.lab.comparison.intervals import estimate
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)

@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from wordy_source import WordySource
 
-from saiopt.lab.environment import environment
 from saiopt.lab.identity import code_hash, identity_hash
-from saiopt.lab.ledger import Ledger, Row
-from saiopt.lab.processes import in_processes
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.schedules import lr_factor
+from saiopt.lab.studies.ledger import Ledger, Row
+from saiopt.lab.studies.processes import in_processes
 from saiopt.lab.task import Task
+from saiopt.lab.training.environment import environment
 
 CPU = torch.device("cpu")
 DECAY_PER_STEP, WARMUP_SHARE, CLIP_NORM = 1e-4, 0.05, 1.0

@@ -19,8 +19,8 @@ from training import DECAY_PER_STEP, SETTINGS, Row, Rows, all_done, load, traine
 from variants import Variant, VariantStepper, variants
 
 from saiopt.analysis.paired_plot import plot_differences
-from saiopt.lab.intervals import estimate
-from saiopt.lab.paired import Comparison, corrected_verdicts
+from saiopt.lab.comparison.intervals import estimate
+from saiopt.lab.comparison.paired import Comparison, corrected_verdicts
 
 SEEDS = (0, 1, 2, 3)
 FACTORS = (0.5, 1.0, 2.0)

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from saiopt.analysis.heat_map import Panel, plot_heat_maps
-from saiopt.lab.intervals import estimate
-from saiopt.lab.paired import Comparison, Row, metric_of
-from saiopt.lab.published import given_decay, published_grid
+from saiopt.lab.comparison.intervals import estimate
+from saiopt.lab.comparison.paired import Comparison, Row, metric_of
 from saiopt.lab.recipe import Recipe
-from saiopt.lab.run import Run
-from saiopt.lab.study import Cell, results_of
-from saiopt.lab.study_options import parser, runs_of
+from saiopt.lab.studies.study import Cell, results_of
+from saiopt.lab.studies.study_options import parser, runs_of
+from saiopt.lab.sweep.published import given_decay, published_grid
+from saiopt.lab.training.run import Run
 
 HERE = Path(__file__).parent
 RECIPES = ("resnet-digits", "vit-digits")

@@ -28,7 +28,7 @@ AROUND_THE_OPTIMIZER = {
     "optax.py",
     "__main__.py",
 }
-RUN = ("saiopt.lab.outcome", "saiopt.lab.recipes.vit_digits")
+RUN = ("saiopt.lab.training.outcome", "saiopt.lab.recipes.vit_digits")
 
 
 def file_of(name: str) -> Path:
@@ -56,8 +56,8 @@ def test_every_file_of_the_optimizer_counts_in_every_run() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_own_parts_count_and_those_of_others_do_not(name: str) -> None:
     module = f"saiopt.lab.recipes.{RECIPES[name].__name__}"
-    found = executed((module, "saiopt.lab.outcome"))
-    assert {module, "saiopt.lab.loop", "saiopt.lab.schedules"} <= found.keys()
+    found = executed((module, "saiopt.lab.training.outcome"))
+    assert {module, "saiopt.lab.training.loop", "saiopt.lab.schedules"} <= found.keys()
     assert any(key.startswith("saiopt.lab.tasks.") for key in found)
     others = {f"saiopt.lab.recipes.{made.__name__}" for made in RECIPES.values()}
     # LoRA adapts another recipe's model.
@@ -177,13 +177,13 @@ def test_a_users_own_module_counts_under_any_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "mine.py"
-    path.write_text("from saiopt.lab import digits\nwidth = 64\n")
+    path.write_text("from saiopt.lab.data import digits\nwidth = 64\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "__mp_main__", importlib.import_module("mine"))
     found = executed(["mine"])
-    assert "saiopt.lab.digits" in found
+    assert "saiopt.lab.data.digits" in found
     assert executed(["__mp_main__"]) == found
-    path.write_text("from saiopt.lab import digits\nwidth = 256\n")
+    path.write_text("from saiopt.lab.data import digits\nwidth = 256\n")
     assert executed(["mine"]) != found
     monkeypatch.delitem(sys.modules, "mine")
 

@@ -11,14 +11,14 @@ from published_files import load, write_tokenizer
 
 from saiopt.bench.clock import peak_temporary_bytes
 from saiopt.cli import main
-from saiopt.lab.compare import prepare
-from saiopt.lab.loop import Progress
-from saiopt.lab.outcome import Outcome, carry_out
-from saiopt.lab.ranks import Ranks
+from saiopt.lab.comparison.compare import prepare
 from saiopt.lab.recipe import Recipe, override
 from saiopt.lab.recipes import get_recipe
-from saiopt.lab.run import Run
 from saiopt.lab.task import Task
+from saiopt.lab.training.loop import Progress
+from saiopt.lab.training.outcome import Outcome, carry_out
+from saiopt.lab.training.ranks import Ranks
+from saiopt.lab.training.run import Run
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

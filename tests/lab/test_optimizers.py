@@ -5,8 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from saiopt import SGDSaI, get_scales
-from saiopt.lab.compare import plan
-from saiopt.lab.loop import Progress
+from saiopt.lab.comparison.compare import plan
 from saiopt.lab.optimizers import (
     OPTIMIZERS,
     build_optimizer,
@@ -15,10 +14,11 @@ from saiopt.lab.optimizers import (
     state_bytes,
 )
 from saiopt.lab.optimizers.muon import hidden_matrices
-from saiopt.lab.outcome import Outcome, carry_out
 from saiopt.lab.recipe import Recipe, override
 from saiopt.lab.recipes import get_recipe
-from saiopt.lab.run import Run
+from saiopt.lab.training.loop import Progress
+from saiopt.lab.training.outcome import Outcome, carry_out
+from saiopt.lab.training.run import Run
 
 WHOLE_MODEL = [n for n, spec in OPTIMIZERS.items() if "LoRA only" not in spec.source]
 # Adam's decay is coupled, Prodigy's step size is not lr, an average lags behind.

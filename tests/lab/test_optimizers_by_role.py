@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from saiopt import SGDSaI, parameter_roles
-from saiopt.lab.compare import plan, prepare
+from saiopt.lab.comparison.compare import plan, prepare
 from saiopt.lab.optimizers import OPTIMIZERS, build_optimizer, state_bytes
-from saiopt.lab.outcome import Outcome, carry_out
-from saiopt.lab.ranks import Ranks
 from saiopt.lab.recipe import Recipe, override
 from saiopt.lab.recipes import get_recipe
-from saiopt.lab.run import Run
+from saiopt.lab.training.outcome import Outcome, carry_out
+from saiopt.lab.training.ranks import Ranks
+from saiopt.lab.training.run import Run
 
 OURS = ("sgdsai-orthogonal", "sgdsai-factored")
 CONTROLS = ("muon-factored", "muon-adamw")

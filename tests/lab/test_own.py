@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from saiopt import lab
 from saiopt.cli import main
-from saiopt.lab.compare import plan, prepare
+from saiopt.lab.comparison.compare import plan, prepare
 from saiopt.lab.optimizers import OPTIMIZERS, build_optimizer
 from saiopt.lab.own.code import own_code
 from saiopt.lab.own.optimizer import optimizer_names

@@ -15,10 +15,10 @@ from PIL import Image
 from published_files import load, write_tokenizer
 
 from saiopt.cli import main
-from saiopt.lab.augmentation import crop_and_flip, random_resized_crop
-from saiopt.lab.image_models import small_stem_resnet, vision_transformer
-from saiopt.lab.published_data import read_table
-from saiopt.lab.text_metrics import cider, text_metrics
+from saiopt.lab.data.augmentation import crop_and_flip, random_resized_crop
+from saiopt.lab.data.published_data import read_table
+from saiopt.lab.tasks.image_models import small_stem_resnet, vision_transformer
+from saiopt.lab.tasks.text_metrics import cider, text_metrics
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -83,7 +83,9 @@ def test_other_code_tokenizes_again(
     tokenizer = write_tokenizer(tmp_path / "tokenizer")
     for _ in range(2):
         load("gpt2-openwebtext", data=tmp_path / "data", tokenizer=tokenizer, context=4)
-        monkeypatch.setattr("saiopt.lab.published_text.code_hash", lambda *_: "edited")
+        monkeypatch.setattr(
+            "saiopt.lab.data.published_text.code_hash", lambda *_: "edited"
+        )
     assert len(list((tmp_path / "cache").glob("tokens-*.bin"))) == 4
 
 
@@ -400,7 +402,7 @@ def test_a_full_disk_is_answered_in_a_sentence(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("saiopt.lab.run_folder.RunFolder.append", full)
+    monkeypatch.setattr("saiopt.lab.training.run_folder.RunFolder.append", full)
     arguments = ["train", "vit-digits", "--steps", "2", "--runs-dir", str(tmp_path)]
     assert main(arguments) == 2
     assert "the disk must have room" in capsys.readouterr().err

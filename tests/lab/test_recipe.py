@@ -1,9 +1,9 @@
 import pytest
 
-from saiopt.lab.compare import plan
-from saiopt.lab.ranks import Ranks
+from saiopt.lab.comparison.compare import plan
 from saiopt.lab.recipe import Recipe, override, usual_optimizers
 from saiopt.lab.recipes import RECIPES, get_recipe
+from saiopt.lab.training.ranks import Ranks
 
 
 @pytest.mark.parametrize("name", RECIPES)

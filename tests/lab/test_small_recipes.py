@@ -6,15 +6,15 @@ import pytest
 import torch
 from PIL import Image
 
-from saiopt.lab.compare import prepare
-from saiopt.lab.digits import read_digits
-from saiopt.lab.frechet import DigitFeatures, frechet_distance
-from saiopt.lab.outcome import carry_out
-from saiopt.lab.ranks import Ranks
+from saiopt.lab.comparison.compare import prepare
+from saiopt.lab.data.digits import read_digits
 from saiopt.lab.recipe import Recipe, override
 from saiopt.lab.recipes import get_recipe, small_recipes
-from saiopt.lab.run import Run
 from saiopt.lab.task import Task
+from saiopt.lab.tasks.frechet import DigitFeatures, frechet_distance
+from saiopt.lab.training.outcome import carry_out
+from saiopt.lab.training.ranks import Ranks
+from saiopt.lab.training.run import Run
 
 CPU = torch.device("cpu")
 SHORT = {"steps": "4", "eval_every": "4", "checkpoint_every": "2", "batch_size": "8"}
@@ -133,7 +133,7 @@ def test_weights_that_other_code_has_pretrained_are_made_again(
     monkeypatch.setenv("SAIOPT_CACHE", str(tmp_path))
     config = override(get_recipe("lora-pydoc"), SMALL["lora-pydoc"]).task
     config.load()
-    monkeypatch.setattr(f"saiopt.lab.pretraining.{made_by}", lambda *_: "edited")
+    monkeypatch.setattr(f"saiopt.lab.tasks.pretraining.{made_by}", lambda *_: "edited")
     config.load()
     assert len(list(tmp_path.glob("pretrained-*.pt"))) == 2
 

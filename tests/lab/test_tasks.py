@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
+from saiopt.lab.data.stdlib_source import SourceText
 from saiopt.lab.recipe import Recipe, override
 from saiopt.lab.recipes import get_recipe
-from saiopt.lab.stdlib_source import SourceText
 from saiopt.lab.task import Task
 from saiopt.lab.tasks.byte_language_model import ByteLanguageModel
 

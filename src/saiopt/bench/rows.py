@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from saiopt.lab.environment import commit, hardware
 from saiopt.lab.model_memory.models import DTYPES
+from saiopt.lab.training.environment import commit, hardware
 
 from .plan import Plan
 from .samples import Bench, Samples

@@ -54,8 +54,8 @@ class Compare(Training):
         """Train and print the table."""
         # Before the imports, so that a wrong name is answered at once.
         recipe = recipe_of(self)
-        from saiopt.lab.compare import as_json, compare, plan
-        from saiopt.lab.comparison_table import comparison_tables
+        from saiopt.lab.comparison.compare import as_json, compare, plan
+        from saiopt.lab.comparison.comparison_table import comparison_tables
         from saiopt.lab.recipe import usual_optimizers
 
         names = known_optimizers(self.optimizers) or usual_optimizers(recipe)

@@ -45,7 +45,7 @@ class Gsnr(Training):
             raise RefusalError(f"every must be at least 1, got {self.every}")
         run = single_run(self, self.optimizer, self.seed, self.lr, self.weight_decay)
         from saiopt.analysis.gsnr_rows import gsnr_summary, gsnr_table
-        from saiopt.lab.gsnr import measure_gsnr, rows_as_json
+        from saiopt.lab.measurement.gsnr import measure_gsnr, rows_as_json
 
         with refusing(ValueError):
             run = dataclasses.replace(run, gsnr_every=self.every)

@@ -38,14 +38,14 @@ class Lr(Choice):
         """Measure and print."""
         recipe = recipe_of(self)
         device = device_of(self)
-        from saiopt.lab.compare import prepare
-        from saiopt.lab.lr_rule import (
+        from saiopt.lab.comparison.compare import prepare
+        from saiopt.lab.measurement.lr_rule import (
             StandstillError,
             known_lr_of,
             propose,
             require_rule,
         )
-        from saiopt.lab.run import Run
+        from saiopt.lab.training.run import Run
 
         names = known_optimizers([self.optimizer, self.known])
         optimizer, known = names

@@ -11,8 +11,8 @@ from saiopt.cli.output import new_console, print_json, print_tables
 from saiopt.cli.refusal import RefusalError, refusing, require_writable
 
 if TYPE_CHECKING:
-    from saiopt.lab.ledger import Ledger, Row
     from saiopt.lab.noise.perceptron import Settings
+    from saiopt.lab.studies.ledger import Ledger, Row
 
 _NUMBERS = arg(metavar="X ...")
 
@@ -85,7 +85,7 @@ class Perceptron:
     def _train(self, settings: "Settings") -> "tuple[Ledger, list[Row]]":
         from saiopt.lab.noise.counting import counting
         from saiopt.lab.noise.perceptron import open_cells, plan, train_cells
-        from saiopt.lab.run_folder import RunFolderError
+        from saiopt.lab.training.run_folder import RunFolderError
 
         if self.sizes and min(self.sizes) < self.batch_size:
             raise RefusalError(

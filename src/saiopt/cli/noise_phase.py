@@ -11,8 +11,8 @@ from saiopt.cli.refusal import refusing, require_writable
 from saiopt.cli.training import device_of
 
 if TYPE_CHECKING:
-    from saiopt.lab.ledger import Ledger, Row
     from saiopt.lab.noise.phase import Settings
+    from saiopt.lab.studies.ledger import Ledger, Row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Phase:
             require_images,
             train_cells,
         )
-        from saiopt.lab.run_folder import RunFolderError
+        from saiopt.lab.training.run_folder import RunFolderError
 
         device = device_of(self)
         with refusing(ValueError, FileNotFoundError):

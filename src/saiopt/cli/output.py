@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table as TerminalTable
     from rich.text import Text
 
-    from saiopt.lab.table import Table
+    from saiopt.lab.table import TextTable
 
 # What a terminal or a log gets that cannot show a character.
 _PLAIN = {
@@ -82,7 +82,7 @@ def new_console(*, stderr: bool = False, quiet: bool = False) -> "Console":
     return Plain(stderr=stderr, quiet=quiet, highlight=False)
 
 
-def print_tables(console: "Console", *tables: "Table") -> None:
+def print_tables(console: "Console", *tables: "TextTable") -> None:
     """Print tables with a line between them, then what is to be said of them.
 
     Args:

@@ -26,14 +26,14 @@ class Recipes:
 
     def __call__(self) -> None:
         """Print the tables."""
-        from saiopt.lab.recipe_table import (
+        from saiopt.lab.recipes import RECIPES, get_recipe
+        from saiopt.lab.recipes.recipe_table import (
             as_json,
             field_table,
             lr_table,
             recipe_table,
             recipe_text,
         )
-        from saiopt.lab.recipes import RECIPES, get_recipe
 
         with refusing(ValueError):
             recipes = [get_recipe(name) for name in self.recipes or RECIPES]

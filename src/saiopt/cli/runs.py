@@ -29,8 +29,8 @@ class Runs:
 
     def __call__(self) -> None:
         """Print the table, or write it."""
-        from saiopt.lab.run_list import run_list
-        from saiopt.lab.run_table import find_runs, write_csv
+        from saiopt.lab.report.run_list import run_list
+        from saiopt.lab.report.run_table import find_runs, write_csv
 
         folders = self.folders or (Path("runs"),)
         found = find_runs(folders)

@@ -76,11 +76,11 @@ class Sweep(Training):
 
     def __call__(self) -> None:
         """Train and print the table."""
-        from saiopt.lab.compare import prepare
-        from saiopt.lab.run_folder import RunFolderError
+        from saiopt.lab.comparison.compare import prepare
         from saiopt.lab.sweep.findings import as_json, gather
         from saiopt.lab.sweep.table import sweep_table
         from saiopt.lab.sweep.workers import boards
+        from saiopt.lab.training.run_folder import RunFolderError
 
         self._check_processes()
         with refusing(ValueError, FileNotFoundError):
@@ -111,11 +111,11 @@ class Sweep(Training):
             )
 
     def _sweeps(self, recipe: "Recipe") -> "list[Plan]":
-        from saiopt.lab.compare import plan
-        from saiopt.lab.published import given_decay, published_grid
+        from saiopt.lab.comparison.compare import plan
         from saiopt.lab.recipe import usual_optimizers
         from saiopt.lab.sweep.plan import Sweep as Plan
         from saiopt.lab.sweep.plan import lrs_around
+        from saiopt.lab.sweep.published import given_decay, published_grid
 
         if self.trials is not None and self.sampler != "tpe":
             raise RefusalError(

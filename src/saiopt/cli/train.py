@@ -49,7 +49,7 @@ class Train(Training):
     def __call__(self) -> None:
         """Train and print where the result is."""
         run = single_run(self, self.optimizer, self.seed, self.lr, self.weight_decay)
-        from saiopt.lab.outcome import carry_out
+        from saiopt.lab.training.outcome import carry_out
 
         keep = self.keep_weights
         outcome = carry_out_all(

@@ -21,12 +21,12 @@ from saiopt.cli.refusal import (
 if TYPE_CHECKING:
     import torch
 
-    from saiopt.lab.loop import Observer
-    from saiopt.lab.outcome import Outcome
-    from saiopt.lab.ranks import Ranks
     from saiopt.lab.recipe import Recipe
-    from saiopt.lab.run import Run
     from saiopt.lab.task import Task
+    from saiopt.lab.training.loop import Observer
+    from saiopt.lab.training.outcome import Outcome
+    from saiopt.lab.training.ranks import Ranks
+    from saiopt.lab.training.run import Run
 
 _T = TypeVar("_T")
 Work: TypeAlias = (
@@ -240,7 +240,7 @@ def single_run(
     """
     # Before the imports, so that a wrong name is answered at once.
     recipe = recipe_of(options)
-    from saiopt.lab.compare import plan
+    from saiopt.lab.comparison.compare import plan
 
     [name] = known_optimizers([optimizer or recipe.optimizer])
     settings = settings_of(options)
@@ -270,11 +270,11 @@ def carry_out_all(
     Raises:
         RefusalError: If data, device, folder or a run in it are not as they must be.
     """
-    from saiopt.lab.compare import prepare
-    from saiopt.lab.progress import display
-    from saiopt.lab.ranks import LostProcessError, together
-    from saiopt.lab.run_folder import RunFolderError
-    from saiopt.lab.trackers import tracking
+    from saiopt.lab.comparison.compare import prepare
+    from saiopt.lab.training.progress import display
+    from saiopt.lab.training.ranks import LostProcessError, together
+    from saiopt.lab.training.run_folder import RunFolderError
+    from saiopt.lab.training.trackers import tracking
 
     device, recipe = device_of(options), runs[0].recipe
     with contextlib.ExitStack() as stack:

@@ -2,7 +2,8 @@
 
 The names below are what a notebook needs; ``docs/lab.md`` shows them. They are loaded
 when they are asked for, because a command that only lists recipes must not load a model
-library. Everything else is imported from its module, such as ``saiopt.lab.compare``.
+library. Everything else is imported from its module, such as
+``saiopt.lab.comparison.compare``.
 """
 
 import importlib

@@ -8,22 +8,22 @@ import torch
 from rich.console import Console
 from torch.optim import Optimizer
 
-from saiopt.lab.compare import Comparison, compare, plan, prepare
-from saiopt.lab.comparison_table import as_text
-from saiopt.lab.outcome import Outcome, carry_out
+from saiopt.lab.comparison.compare import Comparison, compare, plan, prepare
+from saiopt.lab.comparison.comparison_table import as_text
 from saiopt.lab.own.optimizer import optimizer_names
 from saiopt.lab.own.recipe import recipe_at
 from saiopt.lab.own.reference import is_reference
-from saiopt.lab.progress import display
 from saiopt.lab.recipe import Recipe, usual_optimizers
 from saiopt.lab.recipes import get_recipe
+from saiopt.lab.report.run_table import find_runs
 from saiopt.lab.report.sources import find_sources
 from saiopt.lab.report.write import write_report
-from saiopt.lab.run_table import find_runs
 from saiopt.lab.sweep.findings import Findings, gather
 from saiopt.lab.sweep.plan import Sweep, lrs_around
 from saiopt.lab.sweep.table import cell_line
 from saiopt.lab.sweep.workers import Place, boards, work_off
+from saiopt.lab.training.outcome import Outcome, carry_out
+from saiopt.lab.training.progress import display
 
 Optimizers: TypeAlias = "Sequence[str | Callable[..., Optimizer]]"
 _RUNS = Path("runs")

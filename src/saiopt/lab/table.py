@@ -32,7 +32,7 @@ class Column:
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class TextTable:
     """Rows, how they are written, and what is to be said of them.
 
     Args:

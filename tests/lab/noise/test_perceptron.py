@@ -19,7 +19,7 @@ from saiopt.lab.noise.perceptron import (
 from saiopt.lab.noise.perceptron_data import numpy_generator, signed_points
 from saiopt.lab.noise.perceptron_exponents import fit_all, theory
 from saiopt.lab.noise.perceptron_table import unfitted_text
-from saiopt.lab.run_folder import RunFolderError
+from saiopt.lab.training.run_folder import RunFolderError
 
 SMALL = Settings(dimension=4)
 CELLS = plan([1.0], [8, 16, 32], [1.0], seeds=2)

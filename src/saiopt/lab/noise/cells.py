@@ -1,13 +1,14 @@
-"""The folder of a noise study: settings, origin and finished cells."""
+"""The cells of a noise study: around which they are planned, where they are kept."""
 
 import dataclasses
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from saiopt.lab.atomic import write_json
 from saiopt.lab.identity import identity_hash
-from saiopt.lab.ledger import Ledger
+from saiopt.lab.studies.ledger import Ledger
 
 
 def open_folder(
@@ -40,3 +41,15 @@ def open_folder(
     if not path.exists():
         write_json(folder / "environment.json", dict(origin))
     return Ledger(path, folder / "lock", lambda row: tuple(row[n] for n in names))
+
+
+def middle(values: Sequence[float]) -> Any:  # noqa: ANN401 - int of ints
+    """Return the median, the lower one of two.
+
+    Args:
+        values: At least one.
+
+    Returns:
+        One of the values.
+    """
+    return statistics.median_low(sorted(set(values)))

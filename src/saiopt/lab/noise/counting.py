@@ -8,7 +8,7 @@ from typing import TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from saiopt.lab.progress import duration
+from saiopt.lab.durations import duration
 
 Counter: TypeAlias = Callable[[float, str], None]
 _LINE_SECONDS = 10.0

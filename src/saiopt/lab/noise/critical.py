@@ -6,8 +6,8 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from saiopt.lab.ledger import Row
 from saiopt.lab.noise.power_law import Exponent, fit_exponent
+from saiopt.lab.studies.ledger import Row
 
 _RISE = 2.0
 

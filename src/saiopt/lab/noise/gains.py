@@ -4,8 +4,8 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 
-from saiopt.lab.intervals import Estimate, estimate
-from saiopt.lab.ledger import Row
+from saiopt.lab.comparison.intervals import Estimate, estimate
+from saiopt.lab.studies.ledger import Row
 
 # A net has left the kernel regime when its weights have changed by this share.
 _LEFT = 0.1

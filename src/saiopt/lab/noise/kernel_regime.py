@@ -18,9 +18,9 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from saiopt.lab.intervals import Estimate, estimate
-from saiopt.lab.ledger import Row
+from saiopt.lab.comparison.intervals import Estimate, estimate
 from saiopt.lab.noise.critical import crossing
+from saiopt.lab.studies.ledger import Row
 
 # Noise decides where the change follows T at least so steeply, and the weights are in
 # the kernel regime up to this change.

@@ -2,21 +2,19 @@
 
 import dataclasses
 import math
-import statistics
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from saiopt.lab.environment import environment
 from saiopt.lab.identity import code_hash
-from saiopt.lab.ledger import Ledger, Row
-from saiopt.lab.noise.cells import open_folder
+from saiopt.lab.noise.cells import middle, open_folder
 from saiopt.lab.noise.perceptron_data import numpy_generator, signed_points
-from saiopt.lab.processes import in_processes
+from saiopt.lab.studies.ledger import Ledger, Row
+from saiopt.lab.studies.processes import in_processes
+from saiopt.lab.training.environment import environment
 
 _DATA, _SGD = 0, 1
 # From so many points on training begins with plain steps, up to a wait of P over this:
@@ -114,18 +112,6 @@ def plan(
         for chi in sorted(set(chis), reverse=True)
         for seed in range(seeds)
     ]
-
-
-def middle(values: Sequence[float]) -> Any:  # noqa: ANN401 - int of ints
-    """Return the median, the lower one of two.
-
-    Args:
-        values: At least one.
-
-    Returns:
-        One of the values.
-    """
-    return statistics.median_low(sorted(set(values)))
 
 
 def train_cell(settings: Settings, cell: Cell) -> Row:

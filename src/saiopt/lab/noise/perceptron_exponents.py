@@ -3,9 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
-from saiopt.lab.ledger import Row
-from saiopt.lab.noise.perceptron import middle
+from saiopt.lab.noise.cells import middle
 from saiopt.lab.noise.power_law import Exponent, fit_exponent, local_slopes
+from saiopt.lab.studies.ledger import Row
 
 QUANTITIES = ("norm", "time")
 _LAST = 4

@@ -7,9 +7,10 @@ from typing import Any
 
 from saiopt.analysis.noise_perceptron import SizeCurve, plot_perceptron
 from saiopt.lab.atomic import alone, write_json
-from saiopt.lab.ledger import Row
-from saiopt.lab.noise.perceptron import Settings, middle
+from saiopt.lab.noise.cells import middle
+from saiopt.lab.noise.perceptron import Settings
 from saiopt.lab.noise.perceptron_exponents import Fit
+from saiopt.lab.studies.ledger import Row
 
 _LABELS = {"norm": "norm ‖w‖", "time": "time t*"}
 

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from saiopt.lab.noise.perceptron_exponents import Fit
-from saiopt.lab.table import Table, text_columns
+from saiopt.lab.table import TextTable, text_columns
 
 _SYMBOLS = {"norm": "‖w‖", "time": "t*", "size": "P", "temperature": "T"}
 
 
-def exponent_table(fits: Sequence[Fit]) -> Table:
+def exponent_table(fits: Sequence[Fit]) -> TextTable:
     """Lay out one exponent per row.
 
     Args:
@@ -34,7 +34,7 @@ def exponent_table(fits: Sequence[Fit]) -> Table:
         rows.append(row)
         previous = fit.chi
     numbers = ("measured", "last 4 P", "last 2 P", "theory", "n")
-    return Table(text_columns("χ", "exponent of", *numbers, numbers=numbers), rows)
+    return TextTable(text_columns("χ", "exponent of", *numbers, numbers=numbers), rows)
 
 
 def unfitted_text(fits: Sequence[Fit], max_events: int) -> str:

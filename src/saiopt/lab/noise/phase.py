@@ -9,15 +9,14 @@ from pathlib import Path
 import torch
 
 from saiopt.choices import must_be_known, require_known
-from saiopt.lab.environment import environment
 from saiopt.lab.identity import code_hash
-from saiopt.lab.ledger import Ledger, Row
-from saiopt.lab.noise.cells import open_folder
+from saiopt.lab.noise.cells import middle, open_folder
 from saiopt.lab.noise.layer_scales import OPTIMIZERS
 from saiopt.lab.noise.networks import ARCHITECTURES, GAINS, Architecture, build
 from saiopt.lab.noise.parity import Images
-from saiopt.lab.noise.perceptron import middle
 from saiopt.lab.noise.plane import Cell, Training, train_plane
+from saiopt.lab.studies.ledger import Ledger, Row
+from saiopt.lab.training.environment import environment
 
 PRECISIONS = {"float64": torch.float64, "float32": torch.float32}
 

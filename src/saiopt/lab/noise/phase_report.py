@@ -14,7 +14,7 @@ from saiopt.analysis.noise_phase import (
     plot_weight_change,
 )
 from saiopt.lab.atomic import alone, write_json
-from saiopt.lab.ledger import Row
+from saiopt.lab.noise.cells import middle
 from saiopt.lab.noise.critical import (
     Best,
     Crossover,
@@ -30,8 +30,8 @@ from saiopt.lab.noise.kernel_regime import (
     kernel_regime,
     mean_curve,
 )
-from saiopt.lab.noise.perceptron import middle
 from saiopt.lab.noise.power_law import Exponent
+from saiopt.lab.studies.ledger import Row
 
 QUANTITIES = {
     "test_error": "test error",

@@ -3,17 +3,17 @@
 import statistics
 from collections.abc import Sequence
 
-from saiopt.lab.intervals import Estimate
+from saiopt.lab.comparison.intervals import Estimate
 from saiopt.lab.noise.critical import Crossover
 from saiopt.lab.noise.gains import WayOut
 from saiopt.lab.noise.kernel_regime import KernelRegime
 from saiopt.lab.noise.phase_report import Findings
-from saiopt.lab.table import Table, text_columns
+from saiopt.lab.table import TextTable, text_columns
 
 _GAMMA = "γ"  # noqa: RUF001 - the paper's symbol
 
 
-def phase_table(findings: Findings) -> Table:
+def phase_table(findings: Findings) -> TextTable:
     """Lay out T_opt for every α, then T_c for every P.
 
     Args:
@@ -36,7 +36,7 @@ def phase_table(findings: Findings) -> Table:
         seeds = [c for c in findings.critical if c.size == size]
         rows.append((f"P = {size}", *_critical_cells(seeds)))
     columns = text_columns("at", "temperature", "note", wrapping=["note"])
-    return Table(columns, rows)
+    return TextTable(columns, rows)
 
 
 def _critical_cells(seeds: Sequence[Crossover]) -> tuple[str, str]:
@@ -48,7 +48,7 @@ def _critical_cells(seeds: Sequence[Crossover]) -> tuple[str, str]:
     return f"T_c {statistics.geometric_mean(found):.3g}", note
 
 
-def kernel_table(found: KernelRegime) -> Table:
+def kernel_table(found: KernelRegime) -> TextTable:
     """Lay out the exponents of the kernel regime.
 
     Args:
@@ -73,7 +73,7 @@ def kernel_table(found: KernelRegime) -> Table:
         (name, what, "not in the grid" if value is None else _text(value))
         for name, what, value in found_by
     ]
-    return Table(text_columns("exponent", "of", "mean ± 95 % (n seeds)"), rows)
+    return TextTable(text_columns("exponent", "of", "mean ± 95 % (n seeds)"), rows)
 
 
 def kernel_text(found: KernelRegime) -> str:

@@ -6,7 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from saiopt.lab.intervals import student_quantile
+from saiopt.lab.comparison.intervals import student_quantile
 
 
 @dataclasses.dataclass(frozen=True)

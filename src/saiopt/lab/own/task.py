@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 from torch.utils.data.sampler import RandomSampler, SequentialSampler
 
-from saiopt.lab.digits import shuffled_rows
+from saiopt.lab.data.digits import shuffled_rows
 from saiopt.lab.draws import generator, seed_of
 from saiopt.lab.own.code import own_code
 from saiopt.lab.task import Batch

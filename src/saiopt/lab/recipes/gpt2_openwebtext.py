@@ -42,7 +42,7 @@ class Gpt2OpenWebText:
         """
         from transformers import GPT2Config, GPT2LMHeadModel
 
-        from saiopt.lab.published_text import published_text
+        from saiopt.lab.data.published_text import published_text
         from saiopt.lab.tasks.token_language_model import TokenLanguageModel
 
         _, train, held_out = published_text(self.data, self.tokenizer)

@@ -50,14 +50,14 @@ class Gpt2mLoraE2e:
         Returns:
             The task.
         """
-        from saiopt.lab.checkpoints_on_hub import language_model
-        from saiopt.lab.published_data import read_table
+        from saiopt.lab.data.checkpoints_on_hub import language_model
+        from saiopt.lab.data.published_data import read_table
         from saiopt.lab.tasks.described_meaning import (
             MEANING,
             SENTENCE,
             DescribedMeaning,
         )
-        from saiopt.lab.text_metrics import require_packages
+        from saiopt.lab.tasks.text_metrics import require_packages
 
         require_packages()
         train, held_out = (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from saiopt.lab.recipe import Metric, Recipe
 
 if TYPE_CHECKING:
-    from saiopt.lab.stdlib_source import SourceText
+    from saiopt.lab.data.stdlib_source import SourceText
     from saiopt.lab.tasks.byte_language_model import ByteLanguageModel
 
 
@@ -48,7 +48,7 @@ class GptStdlib:
         Returns:
             The task.
         """
-        from saiopt.lab.stdlib_source import read_stdlib
+        from saiopt.lab.data.stdlib_source import read_stdlib
 
         return self.task_on(read_stdlib())
 

@@ -89,7 +89,7 @@ class Llama2Text:
         """
         import torch
 
-        from saiopt.lab.published_text import published_text
+        from saiopt.lab.data.published_text import published_text
         from saiopt.lab.tasks.token_language_model import TokenLanguageModel
 
         with torch.device("meta"):
@@ -117,7 +117,7 @@ class Llama2Text:
         """
         import torch
 
-        from saiopt.lab.checkpoints_on_hub import causal_model
+        from saiopt.lab.data.checkpoints_on_hub import causal_model
 
         dtype = getattr(torch, self.dtype)
         model: Any

@@ -49,8 +49,8 @@ class LoraDdpmDigits:
         Returns:
             The task.
         """
-        from saiopt.lab.pretraining import Pretraining, pretrained
         from saiopt.lab.tasks.adapted import AdaptedTask
+        from saiopt.lab.tasks.pretraining import Pretraining, pretrained
 
         unet = self._unet()
         known = unet.task_on(set(range(10)).difference(_HELD_OUT))

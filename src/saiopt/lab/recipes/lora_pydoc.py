@@ -47,10 +47,10 @@ class LoraPydoc:
         Returns:
             The task.
         """
-        from saiopt.lab.pretraining import Pretraining, pretrained
-        from saiopt.lab.pydoc_prose import read_prose
-        from saiopt.lab.stdlib_source import read_stdlib
+        from saiopt.lab.data.pydoc_prose import read_prose
+        from saiopt.lab.data.stdlib_source import read_stdlib
         from saiopt.lab.tasks.adapted import AdaptedTask
+        from saiopt.lab.tasks.pretraining import Pretraining, pretrained
 
         model = GptStdlib(
             context=self.context, held_out_examples=self.held_out_examples

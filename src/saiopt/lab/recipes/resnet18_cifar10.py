@@ -34,9 +34,9 @@ class Resnet18Cifar10:
         Returns:
             The task.
         """
-        from saiopt.lab.image_models import small_stem_resnet
-        from saiopt.lab.published_data import read_table
+        from saiopt.lab.data.published_data import read_table
         from saiopt.lab.tasks.image_classifier import ImageClassifier, SmallImages
+        from saiopt.lab.tasks.image_models import small_stem_resnet
 
         tables = [
             read_table(self.data, split, (self.image, self.label))

@@ -36,8 +36,8 @@ class ResnetDigits:
         Returns:
             The task.
         """
-        from saiopt.lab.image_models import small_stem_resnet
         from saiopt.lab.tasks.digit_classifier import DigitClassifier
+        from saiopt.lab.tasks.image_models import small_stem_resnet
 
         widths = [self.width, 2 * self.width, 4 * self.width]
         return DigitClassifier(lambda: small_stem_resnet(10, 1, widths, self.blocks))

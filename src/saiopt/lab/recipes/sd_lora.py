@@ -50,7 +50,7 @@ class SdLora:
         Raises:
             ValueError: If it is not known what the checkpoint predicts.
         """
-        from saiopt.lab.published_data import read_checkpoint
+        from saiopt.lab.data.published_data import read_checkpoint
         from saiopt.lab.tasks import latent_diffusion as task
 
         images = task.read_images(Path(self.images), self.side)

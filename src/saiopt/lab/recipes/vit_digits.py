@@ -49,8 +49,8 @@ class VitDigits:
         Returns:
             The task.
         """
-        from saiopt.lab.image_models import vision_transformer
         from saiopt.lab.tasks.digit_classifier import DigitClassifier
+        from saiopt.lab.tasks.image_models import vision_transformer
 
         return DigitClassifier(
             lambda: vision_transformer(

@@ -32,9 +32,9 @@ class VitS16ImageNet:
         Returns:
             The task.
         """
-        from saiopt.lab.image_models import vision_transformer
-        from saiopt.lab.published_data import read_table
+        from saiopt.lab.data.published_data import read_table
         from saiopt.lab.tasks.image_classifier import ImageClassifier, LargeImages
+        from saiopt.lab.tasks.image_models import vision_transformer
 
         tables = [
             read_table(self.data, split, ("image", "label"))

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from saiopt.analysis.curves import Curve, plot_curves
-from saiopt.lab.progress import duration
+from saiopt.lab.durations import duration
 from saiopt.lab.report import titles
 from saiopt.lab.report.section import Picture, Section, pictures
 from saiopt.lab.report.sources import Source
-from saiopt.lab.table import Table, text_columns
+from saiopt.lab.table import TextTable, text_columns
 
 
 def runs_section(recipe: str, runs: Sequence[Source]) -> tuple[Section, list[str]]:
@@ -28,7 +28,7 @@ def runs_section(recipe: str, runs: Sequence[Source]) -> tuple[Section, list[str
     metrics = _metric_names(runs)
     varied = titles.varied([run.fields for run in runs])
     numbers = ("seed", "lr", "decay", *varied, "status", *metrics, "time")
-    table = Table(
+    table = TextTable(
         text_columns("optimizer", *numbers, numbers=numbers),
         [_row(run, metrics, varied) for run in runs],
     )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from saiopt.lab.table import Table
+from saiopt.lab.table import TextTable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Section:
 
     heading: str
     pictures: Sequence[Picture] = ()
-    tables: Sequence[Table] = ()
-    more: tuple[str, Sequence[Picture], Sequence[Table]] | None = None
+    tables: Sequence[TextTable] = ()
+    more: tuple[str, Sequence[Picture], Sequence[TextTable]] | None = None
     facts: str = ""
 
 

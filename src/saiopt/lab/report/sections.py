@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from saiopt.lab.comparison_table import comparison_tables
+from saiopt.lab.comparison.comparison_table import comparison_tables
 from saiopt.lab.report.section import Section, pictures
 from saiopt.lab.report.sources import Source
 from saiopt.lab.sweep.table import cell_table, sweep_table
-from saiopt.lab.table import Table, text_columns
+from saiopt.lab.table import TextTable, text_columns
 
 
 def comparison_section(source: Source) -> Section:
@@ -86,7 +86,7 @@ def gsnr_section(source: Source) -> Section:
         )
         for block, rows in blocks.items()
     ]
-    table = Table(text_columns("block", *numbers, numbers=numbers), rows)
+    table = TextTable(text_columns("block", *numbers, numbers=numbers), rows)
     return Section(
         "",
         pictures((source.folder / "gsnr.svg", "g-SNR/√n by step")),

@@ -13,7 +13,7 @@ from saiopt.lab.report.section import Section
 from saiopt.lab.report.sections import comparison_section, gsnr_section, sweep_section
 from saiopt.lab.report.sources import Found, Source, environments
 from saiopt.lab.report.titles import titles
-from saiopt.lab.table import Table, text_columns
+from saiopt.lab.table import TextTable, text_columns
 
 _TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
@@ -126,5 +126,5 @@ def _summary(sources: Sequence[Source]) -> str:
 def _environment_section(sources: Sequence[Source]) -> Section:
     values = environments(sources).items()
     rows = [(name.replace("_", " "), ", ".join(v)) for name, v in values]
-    table = Table(text_columns("", "of all runs", wrapping=["of all runs"]), rows)
+    table = TextTable(text_columns("", "of all runs", wrapping=["of all runs"]), rows)
     return Section("Environment", tables=[table])

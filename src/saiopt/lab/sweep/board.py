@@ -14,9 +14,9 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from saiopt.lab.atomic import alone
-from saiopt.lab.outcome import Outcome
 from saiopt.lab.sweep.claims import Claim, is_abandoned
 from saiopt.lab.sweep.plan import Sweep
+from saiopt.lab.training.outcome import Outcome
 
 _LOCK = "all.lock"
 _LIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)

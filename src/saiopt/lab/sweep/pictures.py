@@ -8,9 +8,9 @@ from typing import TypeAlias
 from saiopt.analysis.heat_map import Panel, plot_heat_maps
 from saiopt.analysis.matched_decay import plot_matched_decay
 from saiopt.analysis.sweep_plot import plot_sweep
-from saiopt.lab.published import published_decay, published_grid
 from saiopt.lab.sweep.board import Cell
 from saiopt.lab.sweep.plan import Sweep
+from saiopt.lab.sweep.published import published_decay, published_grid
 
 Tried: TypeAlias = Sequence[tuple[Sweep, Sequence[Cell]]]
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from saiopt.lab.identity import identity_hash
 from saiopt.lab.recipe import Recipe
-from saiopt.lab.run import Run
+from saiopt.lab.training.run import Run
 
 Sampler: TypeAlias = Literal["grid", "tpe"]
 _SPAN = (-1.0, -0.5, 0.0, 0.5, 1.0)

@@ -4,15 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any
 
-from saiopt.lab.differences import differences
-from saiopt.lab.intervals import estimate
-from saiopt.lab.progress import duration
+from saiopt.lab.comparison.differences import differences
+from saiopt.lab.comparison.intervals import estimate
+from saiopt.lab.durations import duration
 from saiopt.lab.sweep.board import Cell
 from saiopt.lab.sweep.plan import Sweep
-from saiopt.lab.table import Column, Table, text_columns
+from saiopt.lab.table import Column, TextTable, text_columns
 
 
-def sweep_table(content: Mapping[str, Any], *, on_page: bool = False) -> Table:
+def sweep_table(content: Mapping[str, Any], *, on_page: bool = False) -> TextTable:
     """Lay out the best cell of each optimizer.
 
     Args:
@@ -24,7 +24,7 @@ def sweep_table(content: Mapping[str, Any], *, on_page: bool = False) -> Table:
     """
     tried, label = content["optimizers"], content["metric"]["label"]
     heading = label if on_page else label.replace("validation ", "val. ")
-    return Table(
+    return TextTable(
         [
             Column("optimizer", itemgetter("optimizer")),
             Column("best lr", lambda tried: _of_best(tried, "lr"), is_number=True),
@@ -39,7 +39,7 @@ def sweep_table(content: Mapping[str, Any], *, on_page: bool = False) -> Table:
     )
 
 
-def cell_table(content: Mapping[str, Any]) -> Table:
+def cell_table(content: Mapping[str, Any]) -> TextTable:
     """Lay out all cells.
 
     Args:
@@ -60,7 +60,7 @@ def cell_table(content: Mapping[str, Any]) -> Table:
         for optimizer in content["optimizers"]
         for cell in optimizer["cells"]
     ]
-    return Table(text_columns("optimizer", *numbers, numbers=numbers), rows)
+    return TextTable(text_columns("optimizer", *numbers, numbers=numbers), rows)
 
 
 def cell_line(sweep: Sweep, cell: Cell, done: int, total: int) -> str:

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from saiopt.lab.atomic import full_disk
-from saiopt.lab.environment import numerics
-from saiopt.lab.outcome import carry_out, code_of
 from saiopt.lab.own.optimizer import optimizer_names
-from saiopt.lab.processes import uninterrupted
-from saiopt.lab.run_folder import RunFolderError
+from saiopt.lab.studies.processes import uninterrupted
 from saiopt.lab.sweep.board import Board, Cell, open_storage
 from saiopt.lab.sweep.plan import Sweep
 from saiopt.lab.task import Task
+from saiopt.lab.training.environment import numerics
+from saiopt.lab.training.outcome import carry_out, code_of
+from saiopt.lab.training.run_folder import RunFolderError
 
 Announce = Callable[[Sweep, Cell], None]
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from saiopt.lab.lora import add_lora
-from saiopt.lab.pretraining import Weights, load_weights
 from saiopt.lab.task import Batch, Illustrated, Task
+from saiopt.lab.tasks.lora import add_lora
+from saiopt.lab.tasks.pretraining import Weights, load_weights
 
 
 class AdaptedTask:

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from saiopt.lab.data.stdlib_source import SourceText
 from saiopt.lab.draws import generator
-from saiopt.lab.stdlib_source import SourceText
 from saiopt.lab.task import Batch
 from saiopt.lab.tasks.next_token import (
     evenly_spread,

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from saiopt.lab.digits import shuffled_rows
-from saiopt.lab.lora import add_lora
+from saiopt.lab.data.digits import shuffled_rows
 from saiopt.lab.task import Batch
-from saiopt.lab.text_metrics import text_metrics
+from saiopt.lab.tasks.lora import add_lora
+from saiopt.lab.tasks.text_metrics import text_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -122,7 +122,7 @@ class DescribedMeaning:
 
         Returns:
             ``loss`` in nats per token; ``bleu`` and the rest of
-            :func:`~saiopt.lab.text_metrics.text_metrics`.
+            :func:`~saiopt.lab.tasks.text_metrics.text_metrics`.
         """
         device = next(model.parameters()).device
         total, count = 0.0, 0

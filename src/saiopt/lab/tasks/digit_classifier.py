@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from saiopt.lab.digits import read_digits, shuffled_rows
+from saiopt.lab.data.digits import read_digits, shuffled_rows
 from saiopt.lab.task import Batch
 from saiopt.lab.tasks.classifier import Classifier
 

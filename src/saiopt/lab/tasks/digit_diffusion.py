@@ -7,10 +7,10 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from saiopt.lab.digits import read_digits, shuffled_rows
+from saiopt.lab.data.digits import read_digits, shuffled_rows
 from saiopt.lab.draws import generator
-from saiopt.lab.frechet import DigitFeatures, frechet_distance
 from saiopt.lab.task import Batch
+from saiopt.lab.tasks.frechet import DigitFeatures, frechet_distance
 
 _NOISE_LEVELS = 1000
 _NOISE_KEY, _HELD_OUT_KEY, _SAMPLE_KEY = 1, 2, 3

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from saiopt.lab.augmentation import centre_crop, crop_and_flip, random_resized_crop
-from saiopt.lab.digits import shuffled_rows
+from saiopt.lab.data.augmentation import centre_crop, crop_and_flip, random_resized_crop
+from saiopt.lab.data.digits import shuffled_rows
 from saiopt.lab.draws import generator
 from saiopt.lab.task import Batch
 from saiopt.lab.tasks.classifier import Classifier

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from saiopt.lab.augmentation import centre_crop
+from saiopt.lab.data.augmentation import centre_crop
 from saiopt.lab.draws import generator
-from saiopt.lab.lora import add_lora
 from saiopt.lab.task import Batch
+from saiopt.lab.tasks.lora import add_lora
 
 # What diffusers knows as a model's output.
 TARGETS = ("epsilon", "v_prediction", "sample")

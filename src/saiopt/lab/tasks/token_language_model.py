@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from saiopt.lab.data.token_files import TokenFile
 from saiopt.lab.draws import generator
 from saiopt.lab.task import Batch
 from saiopt.lab.tasks.next_token import (
@@ -12,7 +13,6 @@ from saiopt.lab.tasks.next_token import (
     held_out_loss,
     next_token_loss,
 )
-from saiopt.lab.token_files import TokenFile
 
 
 class TokenLanguageModel:

@@ -1,0 +1,1 @@
+"""Optimizers side by side, and which of them can be told apart."""

@@ -1,0 +1,1 @@
+"""Data: what is on every machine, and what others have published."""

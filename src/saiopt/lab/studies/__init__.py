@@ -1,0 +1,1 @@
+"""Studies: rows that are made once, in several processes, and kept."""
