@@ -83,7 +83,7 @@ def test_a_run_is_the_same_run_however_its_batches_are_made(
 def test_loaders_are_refused_where_they_could_be_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = Path(__file__).parents[2] / "examples" / "own.py"
+    own = Path(__file__).parents[3] / "examples" / "own.py"
     command = ["train", f"{own}:recipe", "--runs-dir", str(tmp_path), "--set"]
     assert main([*command, "loaders=2"]) == 2
     assert "loaders must be 0 for a recipe of one's own" in capsys.readouterr().err
