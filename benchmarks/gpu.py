@@ -25,7 +25,7 @@ from rich.table import Table
 
 from saiopt.bench.candidates import usual
 from saiopt.bench.plan import Plan
-from saiopt.bench.rows import Row, write_csv
+from saiopt.bench.rows import BenchRow, write_csv
 from saiopt.bench.run import DoesNotFitError, run_bench
 from saiopt.bench.table import renderables
 from saiopt.lab.optimizers import variants
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     ours = [name for name, c in usual().items() if c.spec.is_ours]
     names = (*ours, *variants("sgdsai-orthogonal", STATE_DTYPES), *RIVALS)
-    rows: list[Row] = []
+    rows: list[BenchRow] = []
     try:
         plans = [
             Plan(shapes, names, options.device, dtype, options.rounds, options.steps)
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
 
 
-def _print(rows: Sequence[Row]) -> None:
+def _print(rows: Sequence[BenchRow]) -> None:
     console = Console()
     for item in renderables(rows):
         console.print(item)
@@ -85,7 +85,7 @@ def _print(rows: Sequence[Row]) -> None:
         console.print(_state_table(rows))
 
 
-def _state_table(rows: Sequence[Row]) -> Table:
+def _state_table(rows: Sequence[BenchRow]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("GiB of state")
     for heading in ("tensors", "predicted blocks", "allocated", "reserved"):
@@ -96,7 +96,7 @@ def _state_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _state_cells(row: Row) -> Iterator[str]:
+def _state_cells(row: BenchRow) -> Iterator[str]:
     tensors = (row.state_bytes_per_param or 0) * row.num_params
     sizes = (tensors, row.predicted_bytes, row.allocated_bytes, row.reserved_bytes)
     for size in sizes:

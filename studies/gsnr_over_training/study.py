@@ -16,8 +16,9 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from saiopt.analysis.gsnr_plot import plot_gsnr_panels
-from saiopt.lab.comparison.paired import Row, compare_pairs, metric_of
+from saiopt.lab.comparison.paired import compare_pairs, metric_of
 from saiopt.lab.recipes import get_recipe, small_recipes
+from saiopt.lab.studies.ledger import Row
 from saiopt.lab.studies.study import Cell, results_of
 from saiopt.lab.studies.study_options import parser, runs_of
 from saiopt.lab.training.outcome import Outcome

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from saiopt.analysis.horizon_plot import plot_horizons
 from saiopt.lab.comparison.intervals import estimate
-from saiopt.lab.comparison.paired import Row, compare_seeds, metric_of
+from saiopt.lab.comparison.paired import compare_seeds, metric_of
 from saiopt.lab.recipes import get_recipe
+from saiopt.lab.studies.ledger import Row
 from saiopt.lab.studies.study import Cell, results_of
 from saiopt.lab.studies.study_options import parser, runs_of
 from saiopt.lab.training.run import Run
@@ -163,14 +164,16 @@ def report(rows: Sequence[Row], out: Path) -> None:
             line = "  ".join(f"{mean:.4f} ± {spread:.4f}" for _, mean, spread in points)
             print(f"{recipe:<12}{optimizer:<21}{line}")
         values = functools.partial(by_seed, rows, recipe)
+        higher = get_recipe(recipe).metric.higher_is_better
+        against = functools.partial(compare_seeds, recipe, higher_is_better=higher)
         for setting in CLIPPED:
             ours, theirs = values("sgdsai", setting), values("adamw", setting)
-            found = compare_seeds(recipe, "sgdsai", "adamw", ours, theirs)
+            found = against("sgdsai", "adamw", ours, theirs)
             print(f"{recipe:<12}sgdsai over adamw at {setting[0]:g}: {found}")
         for longer, shorter in ((1, 0), (2, 1)):
             long, short = CLIPPED[longer], CLIPPED[shorter]
             ours, theirs = values("sgdsai", long), values("adamw", short)
-            found = compare_seeds(recipe, "sgdsai", "adamw", ours, theirs)
+            found = against("sgdsai", "adamw", ours, theirs)
             print(
                 f"{recipe:<12}sgdsai at {long[0]:g} over adamw at {short[0]:g}: {found}"
             )
@@ -179,7 +182,7 @@ def report(rows: Sequence[Row], out: Path) -> None:
                 values(optimizer, (1.0, True)),
                 values(optimizer, WITHOUT),
             )
-            found = compare_seeds(recipe, optimizer, optimizer, clipped, without)
+            found = against(optimizer, optimizer, clipped, without)
             print(f"{recipe:<12}clipping, {optimizer}: {found}")
     plot_horizons(
         panels,

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from saiopt.analysis.sweep_plot import plot_overview, plot_sweep
-from saiopt.lab.comparison.paired import Row, metric_of
+from saiopt.lab.comparison.paired import metric_of
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.recipes import get_recipe
+from saiopt.lab.studies.ledger import Row
 from saiopt.lab.studies.study import Cell, results_of
 from saiopt.lab.studies.study_options import parser, recipes_of
 from saiopt.lab.training.run import Run

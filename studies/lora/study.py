@@ -9,7 +9,8 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from saiopt.lab.comparison.paired import Row, compare_pairs, draw_gains, mean_metric
+from saiopt.lab.comparison.paired import compare_pairs, draw_gains, mean_metric
+from saiopt.lab.studies.ledger import Row
 from saiopt.lab.studies.study import Cell, results_of
 from saiopt.lab.studies.study_options import parser, runs_of
 

@@ -10,8 +10,9 @@ import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from saiopt.lab.comparison.paired import Comparison, Row, compare_pairs, draw_gains
+from saiopt.lab.comparison.paired import Pairing, compare_pairs, draw_gains
 from saiopt.lab.recipe import Recipe
+from saiopt.lab.studies.ledger import Row
 from saiopt.lab.studies.study import Cell, results_of
 from saiopt.lab.studies.study_options import parser, recipes_of
 from saiopt.lab.training.run import Run
@@ -54,7 +55,7 @@ def cells(
                         yield Cell(run, {"batch": factor})
 
 
-def comparisons(rows: Sequence[Row]) -> Iterator[tuple[int, Comparison]]:
+def comparisons(rows: Sequence[Row]) -> Iterator[tuple[int, Pairing]]:
     """Yield the size of the batch, and a momentum against float32."""
     for recipe, factors in BATCHES.items():
         for factor in factors:

@@ -15,14 +15,14 @@ from search import Point, Scores, best, goodness, wanted
 
 from saiopt.analysis.state_plot import plot_against_state
 from saiopt.lab.comparison.paired import (
-    Comparison,
-    Row,
+    Pairing,
     compare_pairs,
     corrected_verdicts,
     draw_gains,
     mean_metric,
 )
 from saiopt.lab.recipe import Recipe
+from saiopt.lab.studies.ledger import Row
 from saiopt.lab.studies.study import Cell, results_of
 from saiopt.lab.studies.study_options import parser, recipes_of
 from saiopt.lab.training.outcome import Outcome
@@ -161,8 +161,8 @@ def verdict_cells(
 
 def report(rows: Sequence[Row], recipes: Sequence[Recipe], out: Path) -> None:
     """Print points, means and paired gains with corrected verdicts; draw the gains."""
-    judged: list[Comparison] = []
-    shown: list[Comparison] = []
+    judged: list[Pairing] = []
+    shown: list[Pairing] = []
     for recipe in recipes:
         final = [row for row in rows if row["seed"] != TUNING_SEED]
         for optimizer in optimizers_on(recipe.name):

@@ -20,7 +20,7 @@ from variants import Variant, VariantStepper, variants
 
 from saiopt.analysis.paired_plot import plot_differences
 from saiopt.lab.comparison.intervals import estimate
-from saiopt.lab.comparison.paired import Comparison, corrected_verdicts
+from saiopt.lab.comparison.paired import Pairing, corrected_verdicts
 
 SEEDS = (0, 1, 2, 3)
 FACTORS = (0.5, 1.0, 2.0)
@@ -136,7 +136,7 @@ def report(rows: list[Row], folder: Path) -> None:
                 continue
             own = [goodness(r)[0] for r in found[base]]
             judged = [
-                Comparison(
+                Pairing(
                     task,
                     name,
                     base,

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from saiopt.analysis.heat_map import Panel, plot_heat_maps
 from saiopt.lab.comparison.intervals import estimate
-from saiopt.lab.comparison.paired import Comparison, Row, metric_of
+from saiopt.lab.comparison.paired import Pairing, metric_of
 from saiopt.lab.recipe import Recipe
+from saiopt.lab.studies.ledger import Row
 from saiopt.lab.studies.study import Cell, results_of
 from saiopt.lab.studies.study_options import parser, runs_of
 from saiopt.lab.sweep.published import given_decay, published_grid
@@ -133,7 +134,7 @@ def report(rows: Sequence[Row], out: Path) -> None:
                 breadths["sgdsai"][seed] - breadths[name][seed]
                 for seed in sorted(breadths["sgdsai"])
             ]
-            found = Comparison(recipe, "sgdsai", name, pairs)
+            found = Pairing(recipe, "sgdsai", name, pairs)
             print(
                 f"{recipe:<15}{name:<19}best {mean_best(own[name]):.4f}  breadth "
                 f"{statistics.fmean(breadths[name].values()):.3f}  on the paper's grid "

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from saiopt.bench.rows import Row
+from saiopt.bench.rows import BenchRow
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
@@ -42,7 +42,7 @@ def test_the_gpu_script_goes_on_where_a_model_does_not_fit(tmp_path, monkeypatch
             raise module.DoesNotFitError("too large")
         place = {"device": "cpu", "hardware": "", "threads": 1}
         return [
-            Row(
+            BenchRow(
                 optimizer="ours",
                 package="saiopt",
                 status="ok",

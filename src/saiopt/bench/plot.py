@@ -7,11 +7,11 @@ from pathlib import Path
 
 from saiopt.analysis.step_times import StepTime, plot_step_times
 
-from .rows import Row
+from .rows import BenchRow
 from .table import ranked, title
 
 
-def plot_rows(rows: Sequence[Row], path: Path) -> None:
+def plot_rows(rows: Sequence[BenchRow], path: Path) -> None:
     """Draw the step times of one run, the fastest at the top.
 
     Args:

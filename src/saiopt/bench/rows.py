@@ -18,7 +18,7 @@ from .samples import Bench, Samples
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """Hold one optimizer's result. Times are milliseconds.
 
     Args:
@@ -83,7 +83,7 @@ class Row:
 
 def make_row(
     plan: Plan, bench: Bench, name: str, samples: Samples, bytes_per_second: float
-) -> Row:
+) -> BenchRow:
     """Sum up what the rounds found for one candidate.
 
     Args:
@@ -98,7 +98,7 @@ def make_row(
     """
     candidate = plan.chosen[name]
     num_params = sum(p.numel() for p in bench.params)
-    row = Row(
+    row = BenchRow(
         optimizer=candidate.label,
         package=candidate.spec.installed or candidate.spec.distribution,
         status=samples.failure or "ok",
@@ -117,7 +117,7 @@ def make_row(
     return _measured(row, samples, bytes_per_second)
 
 
-def _measured(row: Row, samples: Samples, bytes_per_second: float) -> Row:
+def _measured(row: BenchRow, samples: Samples, bytes_per_second: float) -> BenchRow:
     """Return a row with the results."""
     quartiles = _quartiles([1e3 * s for s in samples.step_seconds])
     state = samples.state_bytes / row.num_params
@@ -150,7 +150,7 @@ def _quartiles(values: Sequence[float]) -> list[float]:
     return statistics.quantiles(values, n=4, method="inclusive")
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
+def write_csv(rows: Sequence[BenchRow], path: Path) -> None:
     """Write rows as CSV with a heading.
 
     Args:
@@ -159,7 +159,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        names = [field.name for field in fields(Row)]
+        names = [field.name for field in fields(BenchRow)]
         writer = csv.DictWriter(file, names, lineterminator="\n")
         writer.writeheader()
         for row in rows:

@@ -15,7 +15,7 @@ from saiopt.lab.model_memory.models import DTYPES
 
 from .bandwidth import bandwidth
 from .plan import Plan
-from .rows import Row, make_row
+from .rows import BenchRow, make_row
 from .samples import Bench, Samples
 from .shapes import allocate, skeleton
 
@@ -26,7 +26,7 @@ class DoesNotFitError(ValueError):
     """Tell that a model's parameters do not fit in memory."""
 
 
-def run_bench(plan: Plan, observe: Observe = lambda _: None) -> list[Row]:
+def run_bench(plan: Plan, observe: Observe = lambda _: None) -> list[BenchRow]:
     """Run a benchmark.
 
     Every round visits all candidates in a new random order, so that a machine that

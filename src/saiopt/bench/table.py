@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from .rows import Row
+from .rows import BenchRow
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +22,7 @@ _MEANING = (
 )
 
 
-def renderables(rows: Sequence[Row]) -> Iterator[Table | Text]:
+def renderables(rows: Sequence[BenchRow]) -> Iterator[Table | Text]:
     """Lay out all that the command prints, in order.
 
     Args:
@@ -50,7 +50,7 @@ def renderables(rows: Sequence[Row]) -> Iterator[Table | Text]:
         yield Text(f"{', '.join(names)}: {status}", style="dim")
 
 
-def title(row: Row) -> str:
+def title(row: BenchRow) -> str:
     """Name what a row was measured on.
 
     Args:
@@ -69,14 +69,14 @@ def title(row: Row) -> str:
     )
 
 
-def ranked(rows: Sequence[Row]) -> list[Row]:
+def ranked(rows: Sequence[BenchRow]) -> list[BenchRow]:
     """Return the rows that ran, the fastest first."""
     return sorted(
         (r for r in rows if r.step_ms is not None), key=lambda r: r.step_ms or 0
     )
 
 
-def bench_table(rows: Sequence[Row]) -> Table:
+def bench_table(rows: Sequence[BenchRow]) -> Table:
     """Lay out the rows that ran.
 
     Args:
@@ -105,7 +105,7 @@ def bench_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _cells(row: Row) -> list[str]:
+def _cells(row: BenchRow) -> list[str]:
     spread = f"{_ms(row.step_ms_q1)} … {_ms(row.step_ms_q3)}"
     return [
         _ms(row.step_ms),

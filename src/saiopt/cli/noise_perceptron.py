@@ -61,7 +61,7 @@ class Perceptron:
         """Train, fit the exponents and print them."""
         from saiopt.lab.noise.perceptron import Settings
         from saiopt.lab.noise.perceptron_exponents import fit_all
-        from saiopt.lab.noise.perceptron_report import fits_as_json, write_report
+        from saiopt.lab.noise.perceptron_report import write_report
         from saiopt.lab.noise.perceptron_table import exponent_table, unfitted_text
 
         with refusing(ValueError):
@@ -73,7 +73,8 @@ class Perceptron:
         folder = finished.path.parent
         write_report(folder, settings, rows, fits)
         if self.json:
-            print_json({"folder": folder.name, "exponents": fits_as_json(fits)})
+            exponents = list(map(dataclasses.asdict, fits))
+            print_json({"folder": folder.name, "exponents": exponents})
             return
         console = new_console()
         console.print()

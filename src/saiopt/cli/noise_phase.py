@@ -86,12 +86,7 @@ class Phase:
     def __call__(self) -> None:
         """Train, fit and print."""
         from saiopt.lab.noise.phase import Settings
-        from saiopt.lab.noise.phase_report import (
-            find,
-            findings_as_json,
-            report_folder,
-            write_report,
-        )
+        from saiopt.lab.noise.phase_report import find, report_folder, write_report
         from saiopt.lab.noise.phase_table import (
             kernel_table,
             kernel_text,
@@ -119,7 +114,7 @@ class Phase:
         folder = report_folder(finished.path.parent, rows)
         write_report(folder, name, rows, findings)
         if self.json:
-            print_json({"folder": str(folder), **findings_as_json(findings)})
+            print_json({"folder": str(folder), **dataclasses.asdict(findings)})
             return
         console = new_console()
         console.print()

@@ -1,7 +1,7 @@
 import pytest
 
 from saiopt.lab.comparison.paired import (
-    Comparison,
+    Pairing,
     compare_pairs,
     corrected_verdicts,
     mean_metric,
@@ -41,8 +41,8 @@ def test_a_smaller_loss_is_a_gain():
 
 
 def test_an_interval_that_holds_zero_is_open():
-    assert Comparison("vit-digits", "a", "b", [1.0, -1.0, 1.0]).verdict == "open"
-    assert Comparison("vit-digits", "a", "b", [], 2).verdict == "open"
+    assert Pairing("vit-digits", "a", "b", [1.0, -1.0, 1.0]).verdict == "open"
+    assert Pairing("vit-digits", "a", "b", [], 2).verdict == "open"
 
 
 def test_two_rows_of_a_seed_are_refused():
@@ -58,8 +58,8 @@ def test_a_mean_is_over_the_runs_that_finished():
 
 
 def test_verdicts_of_one_table_are_corrected_for_their_number():
-    def of(*gains: float) -> Comparison:
-        return Comparison("gpt-stdlib", "a", "b", gains)
+    def of(*gains: float) -> Pairing:
+        return Pairing("gpt-stdlib", "a", "b", gains)
 
     clear = of(1.0, 1.01, 0.99, 1.0, 1.02)
     worse = of(-1.0, -1.01, -0.99, -1.0, -1.02)
@@ -80,7 +80,7 @@ def test_verdicts_of_one_table_are_corrected_for_their_number():
 def test_holm_holds_each_p_value_against_the_comparisons_that_are_left():
     # p of 0.037 and 0.002: the second is below 0.05 / 2, then the first below 0.05 / 1.
     found = [
-        Comparison("gpt-stdlib", "a", "b", gains)
+        Pairing("gpt-stdlib", "a", "b", gains)
         for gains in ((1.0, 0.1, 1.4, 0.6, 0.4), (1.0, 0.6, 1.4, 0.9, 0.8))
     ]
     assert corrected_verdicts(found) == ["better", "better"]
@@ -88,5 +88,5 @@ def test_holm_holds_each_p_value_against_the_comparisons_that_are_left():
 
 
 def test_equal_gains_leave_no_doubt():
-    found = [Comparison("gpt-stdlib", "a", "b", [value] * 3) for value in (0.5, 0.0)]
+    found = [Pairing("gpt-stdlib", "a", "b", [value] * 3) for value in (0.5, 0.0)]
     assert corrected_verdicts(found) == ["better", "open"]

@@ -26,7 +26,7 @@ from saiopt.lab.training.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Summary:
     """One optimizer over all seeds.
 
     Args:
@@ -64,7 +64,7 @@ class Comparison:
 
     recipe: Recipe
     outcomes: Sequence[Outcome]
-    rows: Sequence[Row]
+    rows: Sequence[Summary]
     folder: Path
 
     @property
@@ -219,7 +219,7 @@ def compare(
     return comparison
 
 
-def summarize(outcomes: Sequence[Outcome]) -> list[Row]:
+def summarize(outcomes: Sequence[Outcome]) -> list[Summary]:
     """Put the seeds of each optimizer together.
 
     Args:
@@ -231,7 +231,7 @@ def summarize(outcomes: Sequence[Outcome]) -> list[Row]:
     by_optimizer: dict[str, list[Outcome]] = {}
     for outcome in outcomes:
         by_optimizer.setdefault(outcome.run.optimizer, []).append(outcome)
-    return [_row(group) for group in by_optimizer.values()]
+    return [_summary(group) for group in by_optimizer.values()]
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -329,12 +329,12 @@ def _folder(outcomes: Sequence[Outcome], runs_dir: Path) -> Path:
     return runs_dir / f"compare-{outcomes[0].run.recipe.name}-{digest}"
 
 
-def _row(group: Sequence[Outcome]) -> Row:
+def _summary(group: Sequence[Outcome]) -> Summary:
     values = [outcome.value for outcome in group if outcome.value is not None]
     results = [outcome.result for outcome in group]
     times = [result["step_seconds"] for result in results if result["step_seconds"]]
     steps = [time["median"] for time in times]
-    return Row(
+    return Summary(
         optimizer=group[0].run.optimizer,
         lr=group[0].run.lr,
         weight_decay=group[0].run.weight_decay,

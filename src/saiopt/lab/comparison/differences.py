@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saiopt.lab.comparison.paired import Comparison, corrected_verdicts
+from saiopt.lab.comparison.paired import Pairing, compare_seeds, corrected_verdicts
 
 MEANING = "± is half of the 95 % Student interval of a mean over n seeds"
 
@@ -21,7 +21,7 @@ class Differences:
     """
 
     best: str | None
-    found: Sequence[Comparison]
+    found: Sequence[Pairing]
     verdicts: Sequence[str]
 
     @property
@@ -90,33 +90,23 @@ def differences(
     best = pick(means, key=means.__getitem__, default=None)
     if best is None:
         return Differences(None, [], [])
-    sign = 1 if higher_is_better else -1
     found = [
-        _pair(recipe, name, best, by_seed, values[best], sign)
+        compare_seeds(
+            recipe,
+            name,
+            best,
+            by_seed,
+            values[best],
+            higher_is_better=higher_is_better,
+        )
         for name, by_seed in values.items()
         if name != best
     ]
     return Differences(best, found, corrected_verdicts(found))
 
 
-def _pair(
-    recipe: str,
-    name: str,
-    best: str,
-    ours: Mapping[int, float | None],
-    theirs: Mapping[int, float | None],
-    sign: int,
-) -> Comparison:
-    pairs = [(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys()]
-    gains = [sign * (a - b) for a, b in pairs if a is not None and b is not None]
-    return Comparison(recipe, name, best, gains, len(pairs) - len(gains))
-
-
-def _text(comparison: Comparison, verdict: str) -> str:
+def _text(comparison: Pairing, verdict: str) -> str:
     if not comparison.gains:
         return f"diverged ({comparison.num_diverged} of {comparison.num_diverged})"
-    found = comparison.interval
-    width = "" if found.half_width is None else f" ± {found.half_width:.4f}"
-    lost = f", {comparison.num_diverged} diverged" if comparison.num_diverged else ""
-    judged = "" if found.half_width is None else f"  {verdict}"
-    return f"{found.mean:+.4f}{width} (n={found.count}{lost}){judged}"
+    judged = f"  {verdict}" if len(comparison.gains) > 1 else ""
+    return f"{comparison.mean_text}{judged}"

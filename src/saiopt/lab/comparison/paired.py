@@ -9,11 +9,9 @@ from saiopt.analysis.paired_plot import plot_differences
 from saiopt.lab.comparison.intervals import Estimate, estimate
 from saiopt.lab.recipes import get_recipe
 
-Row = Mapping[str, Any]
-
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class Pairing:
     """One optimizer against another on one recipe, seed by seed.
 
     Args:
@@ -37,6 +35,14 @@ class Comparison:
         return estimate(self.gains)
 
     @property
+    def mean_text(self) -> str:
+        """The mean gain as text, such as ``+0.0123 ± 0.0045 (n=3, 1 diverged)``."""
+        found = self.interval
+        width = "" if found.half_width is None else f" ± {found.half_width:.4f}"
+        diverged = f", {self.num_diverged} diverged" if self.num_diverged else ""
+        return f"{found.mean:+.4f}{width} (n={found.count}{diverged})"
+
+    @property
     def verdict(self) -> str:
         """``"better"`` or ``"worse"`` if the interval excludes 0, else ``"open"``."""
         if len(self.gains) < 2:
@@ -49,13 +55,10 @@ class Comparison:
     def __str__(self) -> str:
         if not self.gains:
             return f"no pair ({self.num_diverged} diverged)"
-        found = self.interval
-        width = "" if found.half_width is None else f" ± {found.half_width:.4f}"
-        diverged = f", {self.num_diverged} diverged" if self.num_diverged else ""
-        return f"{found.mean:+.4f}{width} (n={found.count}{diverged}) {self.verdict}"
+        return f"{self.mean_text} {self.verdict}"
 
 
-def metric_of(row: Row) -> float | None:
+def metric_of(row: Mapping[str, Any]) -> float | None:
     """Return the metric by which a row's recipe compares optimizers.
 
     Args:
@@ -68,8 +71,8 @@ def metric_of(row: Row) -> float | None:
 
 
 def compare_pairs(
-    rows: Iterable[Row], recipe: str, optimizer: str, control: str
-) -> Comparison:
+    rows: Iterable[Mapping[str, Any]], recipe: str, optimizer: str, control: str
+) -> Pairing:
     """Pair the runs of two optimizers by seed.
 
     Args:
@@ -94,7 +97,10 @@ def compare_pairs(
                 f"rows must be one per seed, got two of {row['optimizer']}"
             )
         by_seed[row["seed"]] = metric_of(row)
-    return compare_seeds(recipe, optimizer, control, *found.values())
+    higher = get_recipe(recipe).metric.higher_is_better
+    return compare_seeds(
+        recipe, optimizer, control, *found.values(), higher_is_better=higher
+    )
 
 
 def compare_seeds(
@@ -103,7 +109,9 @@ def compare_seeds(
     control: str,
     ours: Mapping[int, float | None],
     theirs: Mapping[int, float | None],
-) -> Comparison:
+    *,
+    higher_is_better: bool,
+) -> Pairing:
     """Pair metrics by seed.
 
     Args:
@@ -112,17 +120,18 @@ def compare_seeds(
         control: Name of the other optimizer.
         ours: The optimizer's metric by seed, None where it diverged.
         theirs: The control's.
+        higher_is_better: Whether the best metric is the largest.
 
     Returns:
         Their comparison over the seeds that both have.
     """
-    sign = 1 if get_recipe(recipe).metric.higher_is_better else -1
+    sign = 1 if higher_is_better else -1
     pairs = [(ours[seed], theirs[seed]) for seed in sorted(ours.keys() & theirs.keys())]
     gains = [sign * (a - b) for a, b in pairs if a is not None and b is not None]
-    return Comparison(recipe, optimizer, control, gains, len(pairs) - len(gains))
+    return Pairing(recipe, optimizer, control, gains, len(pairs) - len(gains))
 
 
-def corrected_verdicts(found: Sequence[Comparison], level: float = 0.05) -> list[str]:
+def corrected_verdicts(found: Sequence[Pairing], level: float = 0.05) -> list[str]:
     """Judge the comparisons of one table together.
 
     Of many comparisons without a difference some intervals exclude 0 by chance. Holm's
@@ -161,7 +170,9 @@ def _p_value(gains: Sequence[float]) -> float:
     return float(found.pvalue)
 
 
-def mean_metric(rows: Iterable[Row], recipe: str, optimizer: str) -> Estimate | None:
+def mean_metric(
+    rows: Iterable[Mapping[str, Any]], recipe: str, optimizer: str
+) -> Estimate | None:
     """Average an optimizer's metric over its seeds.
 
     Args:
@@ -182,8 +193,8 @@ def mean_metric(rows: Iterable[Row], recipe: str, optimizer: str) -> Estimate | 
 
 
 def draw_gains(
-    found: Sequence[Comparison],
-    name: Callable[[Comparison], str],
+    found: Sequence[Pairing],
+    name: Callable[[Pairing], str],
     paths: Sequence[Path],
 ) -> None:
     """Draw one panel per recipe and one line per comparison: its gains and interval.

@@ -3,7 +3,6 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from saiopt.analysis.noise_perceptron import SizeCurve, plot_perceptron
 from saiopt.lab.atomic import alone, write_json
@@ -13,18 +12,6 @@ from saiopt.lab.noise.perceptron_exponents import Fit
 from saiopt.lab.studies.ledger import Row
 
 _LABELS = {"norm": "norm ‖w‖", "time": "time t*"}
-
-
-def fits_as_json(fits: Sequence[Fit]) -> list[dict[str, Any]]:
-    """Return fits as JSON types.
-
-    Args:
-        fits: To be written.
-
-    Returns:
-        One object per fit.
-    """
-    return [dataclasses.asdict(fit) for fit in fits]
 
 
 def write_report(
@@ -63,5 +50,5 @@ def write_report(
     )
     paths = [folder / f"perceptron.{suffix}" for suffix in ("png", "svg")]
     with alone(folder / "lock"):
-        write_json(folder / "exponents.json", fits_as_json(fits))
+        write_json(folder / "exponents.json", list(map(dataclasses.asdict, fits)))
         plot_perceptron(curves, title, paths)

@@ -5,7 +5,6 @@ import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from saiopt.analysis.noise_phase import (
     PlaneCell,
@@ -226,18 +225,6 @@ def _mean(seeds: Sequence[Row]) -> PlaneCell:
     return PlaneCell(
         {name: statistics.fmean(row[name] for row in seeds) for name in QUANTITIES}, ""
     )
-
-
-def findings_as_json(findings: Findings) -> dict[str, Any]:
-    """Return findings as JSON types.
-
-    Args:
-        findings: To be written.
-
-    Returns:
-        Their fields.
-    """
-    return dataclasses.asdict(findings)
 
 
 def report_folder(folder: Path, rows: Sequence[Row]) -> Path:
