@@ -13,11 +13,12 @@ from saiopt.lab.tasks.next_token import (
     held_out_loss,
     next_token_loss,
 )
+from saiopt.lab.tasks.seeded import SeededModel
 
 _EVALUATION_BATCH = 32
 
 
-class ByteLanguageModel:
+class ByteLanguageModel(SeededModel):
     """Predict the next byte of a text; the vocabulary is the 256 bytes.
 
     Args:
@@ -37,24 +38,13 @@ class ByteLanguageModel:
         text: SourceText,
         held_out_examples: int,
     ) -> None:
-        self._build, self._length = build, context + 1
+        super().__init__(build)
+        self._length = context + 1
         self.fingerprint = text.fingerprint
         self._train = _as_bytes(text.train)
         self._held_out = _windows(
             _as_bytes(text.held_out), self._length, held_out_examples
         )
-
-    def build_model(self, seed: int) -> nn.Module:
-        """Build the model.
-
-        Args:
-            seed: Of the initial weights.
-
-        Returns:
-            The model on the CPU.
-        """
-        torch.manual_seed(seed)
-        return self._build()
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """Draw windows from the training text.

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from saiopt.lab.task import Batch
+from saiopt.lab.tasks.seeded import SeededModel
 
 
-class Classifier:
+class Classifier(SeededModel):
     """Name the class of an image; where the images come from is left open.
 
     Args:
@@ -18,20 +18,8 @@ class Classifier:
     """
 
     def __init__(self, architecture: Callable[[], nn.Module], fingerprint: str) -> None:
-        self._architecture = architecture
+        super().__init__(architecture)
         self.fingerprint = fingerprint
-
-    def build_model(self, seed: int) -> nn.Module:
-        """Build the architecture.
-
-        Args:
-            seed: Of the initial weights.
-
-        Returns:
-            The model on the CPU.
-        """
-        torch.manual_seed(seed)
-        return self._architecture()
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the mean cross-entropy of the labels.

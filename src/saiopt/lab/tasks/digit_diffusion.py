@@ -11,13 +11,14 @@ from saiopt.lab.data.digits import read_digits, shuffled_rows
 from saiopt.lab.draws import generator
 from saiopt.lab.task import Batch
 from saiopt.lab.tasks.frechet import DigitFeatures, frechet_distance
+from saiopt.lab.tasks.seeded import SeededModel
 
 _NOISE_LEVELS = 1000
 _NOISE_KEY, _HELD_OUT_KEY, _SAMPLE_KEY = 1, 2, 3
 _GRID = 8
 
 
-class DigitDiffusion:
+class DigitDiffusion(SeededModel):
     """Predict the noise in a noisy image of 8x8 pixels.
 
     Args:
@@ -37,7 +38,8 @@ class DigitDiffusion:
         samples: int,
         sampling_steps: int,
     ) -> None:
-        self._unet, self._held_out_repeats = unet, held_out_repeats
+        super().__init__(unet)
+        self._held_out_repeats = held_out_repeats
         self._samples, self._sampling_steps = samples, sampling_steps
         digits = read_digits()
         self._digits = digits.only(classes)
@@ -46,18 +48,6 @@ class DigitDiffusion:
         self._features = DigitFeatures(digits)
         self._real = self._features(self._digits.held_out_images)
         self._noising = DDPMScheduler(_NOISE_LEVELS, beta_schedule="squaredcos_cap_v2")
-
-    def build_model(self, seed: int) -> nn.Module:
-        """Build the UNet.
-
-        Args:
-            seed: Of the initial weights.
-
-        Returns:
-            The model on the CPU.
-        """
-        torch.manual_seed(seed)
-        return self._unet()
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """Take images in a new random order every epoch, with fresh noise.

@@ -13,9 +13,10 @@ from saiopt.lab.tasks.next_token import (
     held_out_loss,
     next_token_loss,
 )
+from saiopt.lab.tasks.seeded import SeededModel
 
 
-class TokenLanguageModel:
+class TokenLanguageModel(SeededModel):
     """Predict the next token.
 
     Args:
@@ -39,7 +40,8 @@ class TokenLanguageModel:
         held_out_examples: int,
         evaluation_batch: int,
     ) -> None:
-        self._build, self._length = build, context + 1
+        super().__init__(build)
+        self._length = context + 1
         for tokens in (train, held_out):
             if tokens.count < self._length:
                 raise ValueError(
@@ -50,18 +52,6 @@ class TokenLanguageModel:
         self._examples = min(held_out_examples, held_out.count // self._length)
         self._evaluation_batch = evaluation_batch
         self.fingerprint = f"{train.fingerprint}-{held_out.fingerprint}"
-
-    def build_model(self, seed: int) -> nn.Module:
-        """Build the model.
-
-        Args:
-            seed: Of the initial weights, unless they come from a checkpoint.
-
-        Returns:
-            The model on the CPU.
-        """
-        torch.manual_seed(seed)
-        return self._build()
 
     def batch(self, seed: int, step: int, size: int) -> Batch:
         """Draw stretches from the training tokens.
