@@ -70,10 +70,10 @@ class Comparison:
     @property
     def differences(self) -> Differences:
         """Every optimizer against the one of the best mean."""
-        values: dict[str, dict[int, float | None]] = {}
-        for outcome in self.outcomes:
-            by_seed = values.setdefault(outcome.run.optimizer, {})
-            by_seed[outcome.run.seed] = outcome.value
+        values = {
+            name: {outcome.run.seed: outcome.value for outcome in group}
+            for name, group in _by_optimizer(self.outcomes).items()
+        }
         higher = self.recipe.metric.higher_is_better
         return differences(self.recipe.name, values, higher_is_better=higher)
 
@@ -228,10 +228,7 @@ def summarize(outcomes: Sequence[Outcome]) -> list[Summary]:
     Returns:
         One row per optimizer, in the order of their first outcome.
     """
-    by_optimizer: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        by_optimizer.setdefault(outcome.run.optimizer, []).append(outcome)
-    return [_summary(group) for group in by_optimizer.values()]
+    return [_summary(group) for group in _by_optimizer(outcomes).values()]
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
@@ -264,6 +261,14 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def _by_optimizer(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Put the runs of each optimizer together, in the order of their first one."""
+    found: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        found.setdefault(outcome.run.optimizer, []).append(outcome)
+    return found
+
+
 def _write(comparison: Comparison) -> None:
     comparison.folder.mkdir(exist_ok=True)
     with alone(comparison.folder / "lock"):
@@ -273,9 +278,7 @@ def _write(comparison: Comparison) -> None:
 
 def _plot(comparison: Comparison) -> None:
     """Draw the metric by step and by seconds, and the training loss."""
-    by_name: dict[str, list[Outcome]] = {}
-    for outcome in comparison.outcomes:
-        by_name.setdefault(outcome.run.optimizer, []).append(outcome)
+    by_name = _by_optimizer(comparison.outcomes)
     label = comparison.recipe.metric.label
     curves = {name: [o.curve for o in group] for name, group in by_name.items()}
     losses = {name: [o.losses for o in group] for name, group in by_name.items()}
