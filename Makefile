@@ -37,5 +37,5 @@ clean:
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[lab,plot,published,jax,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[lab,plot,published,jax,frameworks,dev]'
 	touch $@
