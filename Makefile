@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format wheels clean
 
 # One thread: its numbers do not depend on how many cores there are.
 demo: .venv/installed
@@ -23,10 +23,19 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# A source archive, a wheel for any machine, and one with kernels for this kind of it.
+wheels: .venv/installed
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[release]'
+	rm -rf dist
+	$(BIN)/python -m hatchling build -d dist
+	SAIOPT_PREBUILT=1 $(BIN)/python -m hatchling build -t wheel -d dist/linux
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/linux/*.whl
+	rm -r dist/linux
+
 clean:
 	rm -rf .venv
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[lab,plot,published,jax,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[lab,plot,published,jax,frameworks,dev]'
 	touch $@

@@ -1,6 +1,9 @@
 """Runs a function on several ranks: real processes that talk through gloo."""
 
+import gc
 import multiprocessing
+import os
+import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -20,10 +23,31 @@ def forget_meshes():
     torch._C._clear_DTensor_sharding_propagator_cache()
 
 
+def _surroundings():
+    """What a test must leave as it was, for the next one that a process serves."""
+    modules = {n: m for n, m in sys.modules.items() if n.split(".")[0] == "saiopt"}
+    modules["gc"] = gc
+    functions = {
+        f"{name}.{key}": value
+        for name, module in modules.items()
+        for key, value in vars(module).items()
+        if callable(value)
+    }
+    return {**functions, **os.environ, "threads": torch.get_num_threads()}
+
+
+def _require_unchanged(before):
+    after = _surroundings()
+    changed = [key for key, value in before.items() if after.get(key) != value]
+    if changed:
+        raise RuntimeError(f"the test must leave as it was: {', '.join(changed)}")
+
+
 def _serve(connection):
     torch.set_num_threads(1)
     while (task := connection.recv()) is not None:
         function, rank, world, store, args = task
+        before = _surroundings()
         try:
             dist.init_process_group(
                 "gloo", init_method=f"file://{store}", rank=rank, world_size=world
@@ -31,6 +55,7 @@ def _serve(connection):
             torch.manual_seed(0)
             result = (function(*args), None)
             dist.barrier()
+            _require_unchanged(before)
         except BaseException:
             result = (None, traceback.format_exc())
         finally:

@@ -86,13 +86,13 @@ def train(cell: Cell) -> Row:
 
 
 def cells() -> list[Cell]:
-    """Return all runs, the usual batch first."""
+    """Return all runs, `gpt-stdlib` and its usual batch first."""
     return [
         Cell(task, way, momentum, factor * SETTINGS[task].batch_size, seed)
+        for task in POINTS
         for factor, momenta in ((1, MOMENTA), (4, MOMENTA[:1]))
         for momentum in momenta
         for seed in SEEDS
-        for task in POINTS
         for way in WAYS
     ]
 

@@ -101,7 +101,9 @@ def test_a_flattened_parameter_is_refused_by_its_mark_and_by_its_shape():
     replaced = torch.nn.Parameter(torch.ones(7))
     replaced.grad = torch.ones(7)
     optimizer.param_groups[0]["params"] = [replaced]
-    with pytest.raises(RuntimeError, match="params must keep the shapes"):
+    with pytest.raises(
+        RuntimeError, match="params must keep the shapes.*DeepSpeed.*fully_shard"
+    ):
         optimizer.step()
 
 

@@ -287,8 +287,9 @@ def check_shape(param: Tensor, given: Container[torch.Size]) -> None:
     if param.shape not in given:
         raise RuntimeError(
             "params must keep the shapes that the optimizer was given, got "
-            f"{tuple(param.shape)}: a flattened tensor has lost its blocks, and new "
-            "parameters come through add_param_group"
+            f"{tuple(param.shape)}: a flattened tensor, as DeepSpeed's ZeRO makes "
+            "them, has lost its blocks (fully_shard and ZeroRedundancyOptimizer keep "
+            "them), and new parameters come through add_param_group"
         )
 
 

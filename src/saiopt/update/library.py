@@ -1,11 +1,10 @@
-"""Building kernel.c with the machine's C compiler, keeping it, and loading it."""
+"""Loading the kernel: a wheel's, or kernel.c built by the machine's C compiler."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import functools
-import hashlib
 import os
 import platform
 import shutil
@@ -19,9 +18,9 @@ from pathlib import Path
 
 import torch
 
-# Beside this file; those that end in .c are compiled.
-SOURCES = ("kernel.c", "storage.h")
-FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=off")
+from . import prebuilt
+from .prebuilt import FLAGS, SOURCES, digest, path_of
+
 _TIMEOUT_SECONDS = 120
 # Well above what one compiler may take, however far two machines' clocks are apart.
 _STALE_SECONDS = 3600
@@ -32,7 +31,8 @@ _DESCRIPTORS = "/proc/self/fd"
 def load() -> ctypes.CDLL | str:
     """Return the compiled kernel, or the reason why there is none.
 
-    The first process on a machine compiles it, a few seconds while the others wait, and
+    A wheel for a kind of processor brings the kernel along (:mod:`.prebuilt`). Else the
+    first process on a machine compiles it, a few seconds while the others wait, and
     leaves it in ``$XDG_CACHE_HOME/saiopt`` (``~/.cache/saiopt``). Its name there tells
     the source, the compilers, the flags and the processor apart, so that a home
     directory may be shared between machines, and has the digest of its bytes: what a
@@ -54,6 +54,9 @@ def load() -> ctypes.CDLL | str:
     """
     if sys.platform == "win32":
         return "the kernel is not built on Windows"
+    brought = _prebuilt()
+    if brought is not None:
+        return brought
     compiles = os.environ.get("SAIOPT_COMPILE", "1")
     if compiles not in {"0", "1"}:
         return f"there is no kernel (SAIOPT_COMPILE must be 0 or 1, got {compiles!r})"
@@ -64,10 +67,23 @@ def load() -> ctypes.CDLL | str:
         return f"the kernel cannot be built or loaded: {error}"
 
 
+def _prebuilt() -> ctypes.CDLL | None:
+    """Return the kernel that the wheel has for this processor, if it loads."""
+    path = prebuilt.choose()
+    if path is None:
+        return None
+    # A torch with another OpenMP runtime lacks what it calls.
+    with contextlib.suppress(OSError):
+        for runtime in _openmp_runtimes():
+            ctypes.CDLL(str(runtime), mode=ctypes.RTLD_GLOBAL)
+        return ctypes.CDLL(str(path))
+    return None
+
+
 def _cached_or_built(cache: Path | None, *, compiles: bool) -> ctypes.CDLL | str:
     commands = _commands()
     kind = f"kernel-{_kind()}"
-    prefix = f"{kind}-{_digest(repr(commands).encode())}"
+    prefix = f"{kind}-{digest(repr(commands).encode())}"
     kernel = _cached(cache, prefix)
     if kernel is None and compiles:
         with _alone(cache):
@@ -81,17 +97,9 @@ def _cached_or_built(cache: Path | None, *, compiles: bool) -> ctypes.CDLL | str
 
 def _kind() -> str:
     """Return what a library must be made for."""
-    sources = b"".join(_path(name).read_bytes() for name in SOURCES)
+    sources = b"".join(path_of(name).read_bytes() for name in SOURCES)
     place = (_flag_sets(), platform.machine(), _processor())
-    return _digest(sources + repr(place).encode())
-
-
-def _path(source: str) -> Path:
-    return Path(__file__).with_name(source)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:20]
+    return digest(sources + repr(place).encode())
 
 
 def _commands() -> list[list[str]]:
@@ -131,12 +139,16 @@ def _torch_threads() -> list[str]:
     A second OpenMP runtime would have a pool of its own, and the threads of torch's
     keep their processors busy for a while after each of its operators.
     """
-    torch_library = Path(torch.__file__).parent / "lib"
     return [
         flag
-        for runtime in sorted(torch_library.glob("libgomp*.so*"))
+        for runtime in _openmp_runtimes()
         for flag in ("-Wl,--as-needed", str(runtime))
     ]
+
+
+def _openmp_runtimes() -> list[Path]:
+    """Return what runs torch's own threads, where it is the one that GCC calls."""
+    return sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
 
 
 def _processor() -> str:
@@ -177,7 +189,7 @@ def _compile(command: list[str], output: Path) -> None:
 
 
 def _run(command: list[str], flags: list[str], output: Path) -> None:
-    sources = [str(_path(name)) for name in SOURCES if name.endswith(".c")]
+    sources = [str(path_of(name)) for name in SOURCES if name.endswith(".c")]
     subprocess.run(
         [*command, *sources, *flags, "-o", str(output), "-lm"],
         stdin=subprocess.DEVNULL,
@@ -300,7 +312,7 @@ def _is_whole(path: Path) -> bool:
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or not _is_ours(status):
         return False
-    return path.stem.rpartition("-")[2] == _digest(path.read_bytes())
+    return path.stem.rpartition("-")[2] == digest(path.read_bytes())
 
 
 def _keep(fresh: Path, cache: Path | None, prefix: str) -> None:
@@ -313,7 +325,7 @@ def _keep(fresh: Path, cache: Path | None, prefix: str) -> None:
         for path in _kept(cache, prefix):
             if not _is_whole(path):
                 _remove(path)
-        _write(content, cache / f"{prefix}-{_digest(content)}.so")
+        _write(content, cache / f"{prefix}-{digest(content)}.so")
 
 
 def _write(content: bytes, path: Path) -> None:
