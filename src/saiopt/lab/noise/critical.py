@@ -93,14 +93,15 @@ def fit_best(bests: Sequence[Best]) -> Exponent | None:
     )
 
 
-def crossovers(rows: Sequence[Row]) -> list[Crossover]:
+def crossovers(rows: Sequence[Row], level: float | None = None) -> list[Crossover]:
     """Find T_c of every optimizer, P, α and seed.
 
-    T_c is where the relative weight change is twice that at the smallest T, by linear
+    T_c is where the relative weight change rises through a level, by linear
     interpolation of log change against log T. Cells that were not fitted end the grid.
 
     Args:
         rows: Any.
+        level: One for all curves; None for twice a curve's change at its smallest T.
 
     Returns:
         One per curve over T.
@@ -109,16 +110,19 @@ def crossovers(rows: Sequence[Row]) -> list[Crossover]:
     for row in rows:
         key = (row["optimizer"], row["size"], row["alpha"], row["seed"])
         curves.setdefault(key, []).append(row)
-    return [Crossover(*key, _crossover(curves[key])) for key in sorted(curves)]
+    return [Crossover(*key, _crossover(curves[key], level)) for key in sorted(curves)]
 
 
-def _crossover(rows: Sequence[Row]) -> float | None:
+def _crossover(rows: Sequence[Row], level: float | None) -> float | None:
     points: list[tuple[float, float]] = []
     for row in sorted(rows, key=lambda row: row["temperature"]):
         if row["status"] != "fitted":
             break
         points.append((math.log(row["temperature"]), math.log(row["weight_change"])))
-    return crossing(points, points[0][1] + math.log(_RISE)) if points else None
+    if not points:
+        return None
+    asked = points[0][1] + math.log(_RISE) if level is None else math.log(level)
+    return crossing(points, asked)
 
 
 def crossing(points: Sequence[tuple[float, float]], level: float) -> float | None:
