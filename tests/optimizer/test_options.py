@@ -102,7 +102,7 @@ def test_a_flattened_parameter_is_refused_by_its_mark_and_by_its_shape():
     replaced.grad = torch.ones(7)
     optimizer.param_groups[0]["params"] = [replaced]
     with pytest.raises(
-        RuntimeError, match="params must keep the shapes.*DeepSpeed.*fully_shard"
+        RuntimeError, match=r"params must keep the shapes.*DeepSpeed.*fully_shard"
     ):
         optimizer.step()
 
