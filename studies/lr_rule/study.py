@@ -1,7 +1,7 @@
 """Can the first updates tell SGD-SaI's learning rate?
 
 Proposes learning rates for all small recipes and writes results.jsonl, environment.json
-and the figuress beside this file. README.md says the question, the rule and the answer.
+and the figures beside this file. README.md says the question, the rule and the answer.
 """
 
 import argparse
