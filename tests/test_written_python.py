@@ -19,9 +19,7 @@ ALL = [chain for page in PAGES for chain in chains(page)]
 
 
 def places(found):
-    return [
-        pytest.param(c, id=f"{c.page.relative_to(ROOT)}:{c.line}") for c in found
-    ]
+    return [pytest.param(c, id=f"{c.page.relative_to(ROOT)}:{c.line}") for c in found]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Which files of the repository the site has: each at its place, so links stay right."""
+"""Which files of the repository the site has, each at its place: links stay right."""
 
 import re
 from pathlib import Path
@@ -36,9 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages = _found(PAGES)
     for path in sorted({*pages, *_found(ASSETS), *_linked(pages)}):
         uri = path.relative_to(ROOT).as_posix()
-        files.append(
-            File(uri, str(ROOT), config.site_dir, config.use_directory_urls)
-        )
+        files.append(File(uri, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
 
 
