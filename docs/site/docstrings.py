@@ -5,7 +5,8 @@ from typing import Any
 
 import griffe
 
-_ROLE = re.compile(r":(?:class|func|meth|mod):`~?([\w.]+)`")
+_ROLE = re.compile(r":(class|func|meth|mod):`~?([\w.]+)`")
+_SOURCES = re.compile(r"^References:\n((?: +\S.*\n?)+)", re.MULTILINE)
 
 
 class HouseDocstrings(griffe.Extension):
@@ -19,14 +20,21 @@ class HouseDocstrings(griffe.Extension):
         """
         if obj.docstring is None:
             return
-        text = _ROLE.sub(lambda found: _reference(found[1], obj), obj.docstring.value)
-        text = re.sub(r"::\n\n", ":\n\n", text)
-        obj.docstring.value = re.sub(r"(?m)^Example:$", "Examples:", text)
+        text = _ROLE.sub(lambda found: _link(*found.groups(), obj), obj.docstring.value)
+        text = text.replace("::\n\n", ":\n\n")
+        text = re.sub(r"(?m)^Example:$", "Examples:", text)
+        obj.docstring.value = _SOURCES.sub(_as_paragraph, text)
 
 
-def _reference(name: str, obj: griffe.Object) -> str:
+def _link(role: str, name: str, obj: griffe.Object) -> str:
     """Return a link where the site has the name, else the name as code."""
-    # A name without a module is one of the same module's.
-    full = name if "." in name else f"{obj.module.path}.{name}"
+    home = obj.module
+    if role == "meth":
+        home = obj if obj.is_class else obj.parent
+    full = name if name.startswith(("saiopt.", "torch.")) else f"{home.path}.{name}"
     shown = name.removeprefix("saiopt.")
     return f'<autoref optional identifier="{full}"><code>{shown}</code></autoref>'
+
+
+def _as_paragraph(sources: re.Match[str]) -> str:
+    return f"**Source:** {' '.join(sources[1].split())}\n"
