@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint format wheels clean
+.PHONY: demo test lint format docs wheels clean
 
 # One thread: its numbers do not depend on how many cores there are.
 demo: .venv/installed
@@ -23,6 +23,10 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Into site/, to be read without a network. Warnings are errors, which --quiet would hide.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 # A source archive, a wheel for any machine, and one with kernels for this kind of it.
 wheels: .venv/installed
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[release]'
@@ -33,9 +37,14 @@ wheels: .venv/installed
 	rm -r dist/linux
 
 clean:
-	rm -rf .venv
+	rm -rf .venv site
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[lab,plot,published,jax,frameworks,dev]'
+	touch $@
+
+.venv/installed-docs: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
 	touch $@

@@ -27,7 +27,7 @@ _SCALINGS = ("gsnr", "gsnr_max", "sqrt_numel", "none")
 class State(NamedTuple):
     """State of a transformation, without the schedule's.
 
-    Args:
+    Attributes:
         momentum: m, of the parameters' shapes and dtypes.
         measured: of :func:`sgd_sai` :class:`Scales`, of :func:`factored` :class:`Sums`,
             of :func:`orthogonal` whether each leaf had a usable gradient.
@@ -40,7 +40,7 @@ class State(NamedTuple):
 class Scales(NamedTuple):
     """What :func:`sgd_sai` measures.
 
-    Args:
+    Attributes:
         scales: s of each leaf, 0 until its first usable gradient, float32.
         largest: what g-SNR is divided by, 0 until the first usable gradient; 1 but for
             ``"gsnr_max"``.
@@ -53,7 +53,7 @@ class Scales(NamedTuple):
 class Sums(NamedTuple):
     """What :func:`factored` measures.
 
-    Args:
+    Attributes:
         counts: gradients that were measured, of each leaf.
         sums: of squared gradients over each leaf's rows, and over its columns, float32;
             of a leaf with fewer than two dimensions twice that of all.

@@ -21,7 +21,7 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         weight_decay: λ >= 0 of the parameters that decay.
 
     Returns:
-        Param groups for an optimizer, without empty ones: `params`, `weight_decay`.
+        Param groups for an optimizer, with `params` and `weight_decay`, no empty ones.
 
     Raises:
         RuntimeError: FSDP1 flattened several parameters into one.

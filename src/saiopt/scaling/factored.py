@@ -32,7 +32,7 @@ def factored(sums: Sums) -> Scales:
         sums: of g², of a block with a gradient that is not all zero.
 
     Returns:
-        Scales in units of 1/gradient: the block's 0-d, those of rows and columns
+        Scales in units of 1/gradient, the block's 0-d, those of rows and columns
         relative to it.
 
     Example:
