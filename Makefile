@@ -10,7 +10,7 @@ demo: .venv/installed
 
 # A process per core; a file's tests stay together, for they share their fixtures.
 test: .venv/installed
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --durations 20
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
