@@ -145,6 +145,7 @@ def _log_fault(run: Source) -> str | None:
     if not path.exists():
         return f"{path} is missing: its run has no curve"
     damaged = _log(run).count(None)
-    return f"{path} has {damaged} damaged lines, without which its curve is drawn" * (
-        damaged > 0
-    )
+    if damaged == 0:
+        return None
+    lines = "a damaged line" if damaged == 1 else f"{damaged} damaged lines"
+    return f"{path} has {lines}, without which its curve is drawn"
