@@ -127,13 +127,17 @@ def main():
             # Ranks that wait for each other at their end would wait for ever.
             os._exit(0)
         return
-    print(f"{'example':<20}{'package':<16}{'version':<10}ranks  resumes equal")
+    titles = f"{'example':<20}{'package':<16}{'version':<12}{'layout':<13}"
+    print(f"{titles}int4   trains, resumes equal")
     for name, (package, worlds) in CASES.items():
         for world in worlds:
             with tempfile.TemporaryDirectory() as folder:
                 equal = resumes_equal(name, world, Path(folder))
             version = metadata.version(package)
-            print(f"{name:<20}{package:<16}{version:<10}{world:>5}  {equal}")
+            layout = "one process" if world == 1 else f"DDP, {world}"
+            codes = '"int4"' in (EXAMPLES / f"{name}.py").read_text()
+            line = f"{name:<20}{package:<16}{version:<12}{layout:<13}{codes!s:<7}"
+            print(f"{line}{equal}", flush=True)
 
 
 if __name__ == "__main__":
