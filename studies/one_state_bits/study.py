@@ -130,7 +130,8 @@ def report(rows: list[Row], folder: Path) -> None:
             panels.setdefault(panel, {})[way] = pairs
             intervals.setdefault(panel, {})[way] = (gap.mean, width)
             mean = statistics.fmean(losses.values())
-            print(f"{way:<24}{mean:.4f} {gap.mean:+.4f} ± {width:.4f} (n={gap.count})")
+            interval = f" ± {width:.4f}" if gap.count > 1 else ""
+            print(f"{way:<24}{mean:.4f} {gap.mean:+.4f}{interval} (n={gap.count})")
     if panels:
         labels = dict.fromkeys(panels, "loss minus that of float32")
         paths = [folder / f"costs.{suffix}" for suffix in ("png", "svg")]
