@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from . import prebuilt
-from .prebuilt import FLAGS, SOURCES, digest, path_of
+from .prebuilt import FLAGS, digest
 
 _TIMEOUT_SECONDS = 120
 # Well above what one compiler may take, however far two machines' clocks are apart.
@@ -97,9 +97,8 @@ def _cached_or_built(cache: Path | None, *, compiles: bool) -> ctypes.CDLL | str
 
 def _kind() -> str:
     """Return what a library must be made for."""
-    sources = b"".join(path_of(name).read_bytes() for name in SOURCES)
     place = (_flag_sets(), platform.machine(), _processor())
-    return digest(sources + repr(place).encode())
+    return digest(prebuilt.content() + repr(place).encode())
 
 
 def _commands() -> list[list[str]]:
@@ -153,12 +152,10 @@ def _openmp_runtimes() -> list[Path]:
 
 def _processor() -> str:
     """Return what the processor can do, "" where the system does not say it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return ""
     named = ("model name", "flags", "Features", "CPU part")
-    return "\n".join(dict.fromkeys(line for line in lines if line.startswith(named)))
+    return "\n".join(
+        dict.fromkeys(line for line in prebuilt.processors() if line.startswith(named))
+    )
 
 
 def _built(
@@ -189,9 +186,8 @@ def _compile(command: list[str], output: Path) -> None:
 
 
 def _run(command: list[str], flags: list[str], output: Path) -> None:
-    sources = [str(path_of(name)) for name in SOURCES if name.endswith(".c")]
     subprocess.run(
-        [*command, *sources, *flags, "-o", str(output), "-lm"],
+        [*command, *prebuilt.compiled(), *flags, "-o", str(output), "-lm"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -17,7 +17,8 @@ from pathlib import Path
 # Beside this file; those that end in .c are compiled.
 SOURCES = ("kernel.c", "storage.h")
 FLAGS = ("-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-ffp-contract=off")
-DIRECTORY = Path(__file__).with_name("kernels")
+_HERE = Path(__file__).parent
+DIRECTORY = _HERE / "kernels"
 
 _V2 = frozenset({"cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3"})
 _V3 = _V2 | {"abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe"}
@@ -35,16 +36,22 @@ LEVELS = {
 }
 
 
-def path_of(source: str) -> Path:
-    """Return where a source of the kernel lies.
+def compiled() -> list[str]:
+    """Return the paths of the sources that a compiler is given."""
+    return [str(_HERE / name) for name in SOURCES if name.endswith(".c")]
 
-    Args:
-        source: one of SOURCES.
 
-    Returns:
-        Its path.
-    """
-    return Path(__file__).with_name(source)
+def content() -> bytes:
+    """Return what all sources hold."""
+    return b"".join((_HERE / name).read_bytes() for name in SOURCES)
+
+
+def processors() -> list[str]:
+    """Return the lines in which the system describes them, none where it does not."""
+    try:
+        return Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def digest(content: bytes) -> str:
@@ -79,16 +86,16 @@ def build(
     kind = platform.machine() if machine is None else machine
     if kind not in LEVELS:
         raise ValueError(f"machine must be one of {', '.join(LEVELS)}, got {kind}")
-    sources = [str(path_of(name)) for name in SOURCES if name.endswith(".c")]
+    flags = [flag for flag in FLAGS if flag != "-shared"]
     built = []
     for level in LEVELS[kind]:
         output = directory / _name(level)
         part = output.with_suffix(".o")
-        compiled = [*compiler, "-c", *_without(FLAGS, "-shared"), f"-march={level}"]
-        subprocess.run([*compiled, *sources, "-o", str(part)], check=True)
+        compiling = [*compiler, "-c", *flags, f"-march={level}", *compiled()]
+        subprocess.run([*compiling, "-o", str(part)], check=True)
         # Linked without OpenMP, so that the loader does not ask for a second runtime.
-        linked = [*compiler, "-shared", "-s", str(part), "-o", str(output), "-lm"]
-        subprocess.run(linked, check=True)
+        linking = [*compiler, "-shared", "-s", str(part), "-o", str(output), "-lm"]
+        subprocess.run(linking, check=True)
         part.unlink()
         built.append(output)
     return built
@@ -110,19 +117,10 @@ def choose() -> Path | None:
 
 
 def _name(level: str) -> str:
-    sources = b"".join(path_of(name).read_bytes() for name in SOURCES)
-    return f"kernel-{level}-{digest(sources)}.so"
-
-
-def _without(flags: Sequence[str], one: str) -> list[str]:
-    return [flag for flag in flags if flag != one]
+    return f"kernel-{level}-{digest(content())}.so"
 
 
 def _abilities() -> frozenset[str]:
     """Return what every processor of the machine can do, as Linux names it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    said = [line.partition(":")[2] for line in lines if line.startswith("flags")]
+    said = [line.partition(":")[2] for line in processors() if line.startswith("flags")]
     return frozenset.intersection(*(frozenset(words.split()) for words in said or [""]))
