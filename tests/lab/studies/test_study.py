@@ -88,6 +88,22 @@ def test_a_row_that_comes_out_otherwise_is_refused_and_kept(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_row_of_another_processor_is_told_from_one_of_other_code(tmp_path):
+    results_of(cells(0), options(tmp_path), print)
+    path = tmp_path / "results.jsonl"
+    path.write_text(path.read_text().replace('"accuracy": ', '"accuracy": 1'))
+    with pytest.raises(SystemExit) as same:
+        results_of(cells(0), options(tmp_path), print)
+    assert "made with" not in str(same.value)
+    origins = json.loads((tmp_path / "environment.json").read_text())
+    for origin in origins.values():
+        here, origin["hardware"] = origin["hardware"], "another"
+    (tmp_path / "environment.json").write_text(json.dumps(origins))
+    with pytest.raises(SystemExit, match="made with hardware another") as other:
+        results_of(cells(0), options(tmp_path), print)
+    assert f"here {here}, which need not give the same bits" in str(other.value)
+
+
 def test_two_processes_of_a_study_keep_each_others_rows(tmp_path, monkeypatch):
     def meanwhile(line):
         if '"seed": 0' in line:

@@ -80,6 +80,17 @@ class Ledger:
             self._append(_lines(new))
         return held
 
+    def origin(self, row: Row) -> Row:
+        """Return where a row was made.
+
+        Args:
+            row: With the hash of its origin as ``environment``.
+
+        Returns:
+            As it was given to :meth:`add`; nothing if the file of origins lacks it.
+        """
+        return self._origins().get(row["environment"], {})
+
     def sort(self, rows: Iterable[Row]) -> None:
         """Bring the file into an order, if all of its rows have a place in it.
 
@@ -132,9 +143,15 @@ class Ledger:
         self._read()
 
     def _keep_origin(self, origin: Row) -> None:
-        path = self.path.with_name("environment.json")
-        held = json.loads(path.read_text()) if path.exists() else {}
-        write_json(path, {**held, identity_hash(origin): origin})
+        write_json(self._of_origins, {**self._origins(), identity_hash(origin): origin})
+
+    def _origins(self) -> Row:
+        path = self._of_origins
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    @property
+    def _of_origins(self) -> Path:
+        return self.path.with_name("environment.json")
 
 
 def _lines(rows: Iterable[Row]) -> bytes:

@@ -22,6 +22,8 @@ Extract = Callable[[Outcome], Mapping[str, Any]]
 _SETTINGS = ("recipe", "optimizer", "lr", "weight_decay", "seed")
 # What two trainings of one cell need not have in common.
 _CIRCUMSTANCES = ("seconds", "run", "environment")
+# What of two origins lets equal code give other sums.
+_DECIDING = ("device", "hardware", "threads", "torch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +103,7 @@ def results_of(
         in_processes(train_cells, jobs, options.workers)
     )
     equal, differing = 0, 0
+    elsewhere: dict[str, None] = {}
     for count, (row, origin) in enumerate(made, 1):
         [committed] = ledger.add([row], origin)
         note = ""
@@ -108,11 +111,15 @@ def results_of(
             equal, note = equal + 1, ", equal to the committed row"
         elif committed is not None:
             differing, note = differing + 1, f", but committed is {committed}"
+            elsewhere |= dict.fromkeys(_changed(ledger.origin(committed), origin))
         say(f"{count}/{len(wanted)} {json.dumps(row)}{note}")
     if equal + differing:
         say(f"{equal} of {equal + differing} repeated rows equal the committed ones")
     if differing:
-        raise SystemExit(f"{differing} rows differ from {path}; it is unchanged")
+        note = "".join(f"; {change}" for change in elsewhere)
+        raise SystemExit(
+            f"{differing} rows differ from {path}, which is unchanged{note}"
+        )
     ledger.sort(cell.key for cell in cells)
     return ledger.rows()
 
@@ -175,6 +182,16 @@ def _loaded(config: TaskConfig) -> Task:
 def _key(row: Row) -> str:
     settings = [row[name] for name in _SETTINGS]
     return json.dumps([*settings, sorted(row["labels"].items())])
+
+
+def _changed(committed: Row, here: Row) -> list[str]:
+    """Say what of a row's origin decides its bits and is otherwise here."""
+    return [
+        f"made with {name} {committed[name]}, here {here[name]}, "
+        "which need not give the same bits"
+        for name in _DECIDING
+        if committed and committed[name] != here[name]
+    ]
 
 
 def _agrees(row: Row, committed: Row) -> bool:
