@@ -56,6 +56,7 @@ class Second:
 
 
 _REST = Second("rest", tuple(2.0**k for k in range(-4, 5)), 4)
+_FIXED = Second("momentum", (0.9,), 0)
 SECONDS = {
     "sgdsai-orthogonal": _REST,
     "sgdsai-factored": _REST,
@@ -67,6 +68,9 @@ SECONDS = {
     "schedule-free-adamw": Second(
         "betas", ((0.9, 0.95), (0.95, 0.95), (0.98, 0.95)), 0
     ),
+    "scaled-adamw": Second("betas", ((0.7, 0.8), (0.9, 0.95)), 0),
+    "factored_a": _FIXED,
+    "factored_b": _FIXED,
 }
 Scores = Mapping[Point, tuple[float, ...]]
 

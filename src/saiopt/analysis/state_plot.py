@@ -12,6 +12,7 @@ def plot_against_state(
     curves: Mapping[str, Sequence[tuple[float, float]]],
     label: str,
     paths: Sequence[Path],
+    seconds: Mapping[str, float] | None = None,
 ) -> None:
     """Draw a point per optimizer, and how it came there.
 
@@ -21,22 +22,33 @@ def plot_against_state(
         curves: By optimizer: steps and the metric there.
         label: Of the metric.
         paths: Files to write.
+        seconds: Of a step by optimizer; with them the curves are drawn against time
+            too, those of optimizers without them left out.
     """
     colors = dict(zip(points, cycle(COLORS), strict=False))
-    with figure(paths, (9.6, 4.2), 2) as (drawing, (left, right)):
+    timed = {
+        name: [(step * seconds[name], value) for step, value in curve]
+        for name, curve in curves.items()
+        if seconds and name in seconds
+    }
+    num = 3 if timed else 2
+    with figure(paths, (4.8 * num, 4.2), num) as (drawing, (left, *others)):
         for optimizer, (num_bytes, mean, half_width) in points.items():
             color = colors[optimizer]
             left.errorbar(num_bytes, mean, half_width, fmt="o", ms=5, color=color)
         left.set(xlabel="bytes of state per parameter", ylabel=label)
         low, high = left.get_xlim()
         left.set_xlim(min(low, 0.0), high + 0.45 * (high - min(low, 0.0)))
-        for optimizer, curve in curves.items():
-            right.plot(*zip(*curve, strict=True), color=colors[optimizer])
-        right.set(xlabel="steps", ylabel=label)
-        low, high = right.get_xlim()
-        right.set_xlim(low, high + 0.35 * (high - low))
+        against = {"steps": curves, "seconds": timed}
+        for axes, (unit, lines) in zip(others, against.items(), strict=False):
+            for optimizer, curve in lines.items():
+                axes.plot(*zip(*curve, strict=True), color=colors[optimizer])
+            axes.set(xlabel=unit, ylabel=label)
+            low, high = axes.get_xlim()
+            axes.set_xlim(low, high + 0.35 * (high - low))
         drawing.draw_without_rendering()
         places = [(x, y, name, colors[name]) for name, (x, y, _) in points.items()]
         label_ends(left, places)
-        ends = [(*curve[-1], name, colors[name]) for name, curve in curves.items()]
-        label_ends(right, ends)
+        for axes, lines in zip(others, against.values(), strict=False):
+            ends = [(*curve[-1], name, colors[name]) for name, curve in lines.items()]
+            label_ends(axes, ends)

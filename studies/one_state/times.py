@@ -1,0 +1,79 @@
+"""The seconds of a training step of every optimizer, on an idle machine.
+
+Trains each for some steps by turns, and writes the medians as times.json beside this
+file: `python studies/one_state/times.py`.
+"""
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from cells import RECIPES, cell, optimizers_on, start
+from search import Point
+
+from saiopt.lab.identity import identity_hash
+from saiopt.lab.optimizers.modes import set_mode
+from saiopt.lab.optimizers.registry import build_optimizer
+from saiopt.lab.recipe import Recipe
+from saiopt.lab.recipes import get_recipe
+from saiopt.lab.training.environment import environment
+
+HERE = Path(__file__).parent
+ROUNDS, STEPS = 7, 5
+CPU = torch.device("cpu")
+
+
+def stepper(recipe: Recipe, optimizer: str) -> Callable[[], None]:
+    """Return what trains a new model for some steps."""
+    run = cell(recipe, optimizer, Point(start(recipe, optimizer)), seed=0).run
+    task = recipe.task.load()
+    model = task.build_model(run.seed)
+    stepped = build_optimizer(
+        optimizer, model, run.lr, run.weight_decay, run.seed, run.all_settings
+    )
+    model.train()
+    set_mode(stepped, training=True)
+    counted = itertools.count()
+
+    def train() -> None:
+        for _ in range(STEPS):
+            batch = task.batch(run.seed, next(counted), recipe.batch_size)
+            model.zero_grad()
+            task.loss(model, batch).backward()
+            stepped.step()
+
+    return train
+
+
+def median_seconds(recipe: Recipe) -> dict[str, float]:
+    """Time a step of every optimizer of a task, round by round."""
+    steppers = {name: stepper(recipe, name) for name in optimizers_on(recipe.name)}
+    for train in steppers.values():
+        train()
+    found: dict[str, list[float]] = {name: [] for name in steppers}
+    for _ in range(ROUNDS):
+        for name, train in steppers.items():
+            began = time.perf_counter()
+            train()
+            found[name].append((time.perf_counter() - began) / STEPS)
+    for name, times in found.items():
+        print(f"{recipe.name:<17}{name:<21}{1e3 * statistics.median(times):8.1f} ms")
+    return {name: statistics.median(times) for name, times in found.items()}
+
+
+def main() -> None:
+    """Time all tasks on one thread."""
+    torch.set_num_threads(1)
+    recipes = [get_recipe(name) for name in RECIPES]
+    seconds = {recipe.name: median_seconds(recipe) for recipe in recipes}
+    data = identity_hash({r.name: r.task.load().fingerprint for r in recipes})
+    found = {"seconds": seconds, "environment": environment(CPU, data, code="")}
+    (HERE / "times.json").write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
