@@ -20,6 +20,7 @@ from saiopt.lab.optimizers.modes import set_mode
 from saiopt.lab.optimizers.registry import build_optimizer
 from saiopt.lab.recipe import Recipe
 from saiopt.lab.recipes import get_recipe
+from saiopt.lab.task import Task
 from saiopt.lab.training.environment import environment
 
 HERE = Path(__file__).parent
@@ -27,10 +28,9 @@ ROUNDS, STEPS = 7, 5
 CPU = torch.device("cpu")
 
 
-def stepper(recipe: Recipe, optimizer: str) -> Callable[[], None]:
+def stepper(recipe: Recipe, task: Task, optimizer: str) -> Callable[[], None]:
     """Return what trains a new model for some steps."""
     run = cell(recipe, optimizer, Point(start(recipe, optimizer)), seed=0).run
-    task = recipe.task.load()
     model = task.build_model(run.seed)
     stepped = build_optimizer(
         optimizer, model, run.lr, run.weight_decay, run.seed, run.all_settings
@@ -51,7 +51,8 @@ def stepper(recipe: Recipe, optimizer: str) -> Callable[[], None]:
 
 def median_seconds(recipe: Recipe) -> dict[str, float]:
     """Time a step of every optimizer of a task, round by round."""
-    steppers = {name: stepper(recipe, name) for name in optimizers_on(recipe.name)}
+    task = recipe.task.load()
+    steppers = {n: stepper(recipe, task, n) for n in optimizers_on(recipe.name)}
     for train in steppers.values():
         train()
     found: dict[str, list[float]] = {name: [] for name in steppers}
