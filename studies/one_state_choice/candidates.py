@@ -187,6 +187,9 @@ class Stepper:
             along = self._elementwise(param, role)
             param.sub_(along, alpha=factor * point.lr * multiplier)
 
+    def end(self) -> None:
+        """Leave the weights, which are evaluated where they are trained."""
+
     def _orthogonal(self, param: Tensor, grad: Tensor) -> Tensor:
         x = self._ahead(param, grad).flatten(1)
         before = self._candidate.before

@@ -63,6 +63,9 @@ class Steps(Protocol):
     def step(self, factor: float) -> None:
         """Step all parameters; ``factor`` is the schedule's share of the peak."""
 
+    def end(self) -> None:
+        """Put the weights in place that are evaluated."""
+
 
 @functools.cache
 def load(name: str) -> Task:
@@ -70,7 +73,13 @@ def load(name: str) -> Task:
     return WordySource() if name == "llama" else get_recipe(name).task.load()
 
 
-def trained(cell: Any, model: nn.Module, stepper: Steps, size: int) -> Row:  # noqa: ANN401
+def trained(
+    cell: Any,  # noqa: ANN401
+    model: nn.Module,
+    stepper: Steps,
+    size: int,
+    schedule: str = "cosine",
+) -> Row:
     """Train a model on its task, and return its metrics and the seconds it took."""
     began = time.perf_counter()
     torch.set_num_threads(1)
@@ -82,9 +91,10 @@ def trained(cell: Any, model: nn.Module, stepper: Steps, size: int) -> Row:  # n
         loss = task.loss(model, task.batch(cell.seed, step, size))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-        stepper.step(lr_factor("cosine", step, cell.steps, warmup))
+        stepper.step(lr_factor(schedule, step, cell.steps, warmup))
         if not math.isfinite(loss.item()):
             break
+    stepper.end()
     model.eval()
     metrics = task.evaluate(model) if math.isfinite(loss.item()) else {}
     return {**metrics, "seconds": round(time.perf_counter() - began, 1)}

@@ -60,9 +60,11 @@ def point_of(cell: Cell, variant: Variant) -> Point:
     base = POINTS[cell.task, cell.variant.split(",")[0]]
     is_long = cell.steps > SETTINGS[cell.task].steps
     share = NORMED.get(variant.rest, 1.0)
+    # An estimated distance is the learning rate itself.
+    lr = 1.0 if variant.dynamic == "distance" else base.lr
     return dataclasses.replace(
         base,
-        lr=base.lr * cell.factor * (0.5 if is_long else 1.0),
+        lr=lr * cell.factor * (0.5 if is_long else 1.0),
         embedding=base.embedding * share,
         head=base.head * share,
         vector=base.vector * share,
@@ -74,8 +76,10 @@ def train(cell: Cell) -> Row:
     model = load(cell.task).build_model(cell.seed)
     variant = variants()[cell.variant]
     stepper = VariantStepper(model, variant, point_of(cell, variant), DECAY_PER_STEP)
-    found = trained(cell, model, stepper, SETTINGS[cell.task].batch_size)
-    return {**cell.key, **found}
+    size = SETTINGS[cell.task].batch_size
+    schedule = "constant" if variant.dynamic == "schedule_free" else "cosine"
+    found = trained(cell, model, stepper, size, schedule)
+    return {**cell.key, **found, "drift": stepper.drift()}
 
 
 def rows_in(folder: Path) -> Rows:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from candidates import BETA2, Candidate, Point, Stepper
+from dynamic import Average, Distance
 from torch import Tensor, nn
 
 TINY = 1e-30
@@ -32,6 +33,8 @@ class Variant:
             ``"doubling"``.
         scales: One per ``"tensor"``, ``"row"``, ``"row_column"`` or ``"entry"``.
         floor: φ, in units of the block's root mean square.
+        dynamic: ``"distance"`` for a learning rate times the distance that Prodigy
+            estimates, ``"schedule_free"`` for a constant one with averaged weights.
     """
 
     hidden: str = "orthogonal"
@@ -43,6 +46,7 @@ class Variant:
     measure: Measure = "first"
     scales: str = "row_column"
     floor: float = 0.1
+    dynamic: Literal["nothing", "distance", "schedule_free"] = "nothing"
 
 
 def variants() -> dict[str, Variant]:
@@ -78,6 +82,8 @@ def variants() -> dict[str, Variant]:
                 "no floor": {"floor": 0.0},
                 "floor 0.03": {"floor": 0.03},
                 "floor 0.3": {"floor": 0.3},
+                "distance estimated": {"dynamic": "distance"},
+                "schedule-free": {"dynamic": "schedule_free"},
             },
         ),
     }
@@ -123,6 +129,11 @@ class Scales:
                 self._held = None
         self._seen += 1
 
+    @property
+    def has_measured(self) -> bool:
+        """Whether there was any gradient."""
+        return self._seen > 0
+
     def value(self) -> Tensor:
         """Return s."""
         if self._held is not None:
@@ -161,6 +172,48 @@ class VariantStepper(Stepper):
         super().__init__(model, alike, point, decay, steps=0)
         self._variant = variant
         self.scales = {p: Scales(p.shape, variant) for p in self._roles}
+        following = dataclasses.replace(variant, measure="always")
+        self._following = {p: Scales(p.shape, following) for p in self._roles}
+        self._distance = Distance(self._roles)
+        self._average = Average(self._roles, point.momentum)
+
+    @torch.no_grad()
+    def step(self, factor: float) -> None:
+        """Step all parameters; ``factor`` is the schedule's share of the peak."""
+        if self._variant.dynamic == "distance":
+            whole = self._point
+            distance = self._distance.update(factor)
+            self._point = dataclasses.replace(whole, lr=whole.lr * distance)
+            super().step(factor)
+            self._point = whole
+        elif self._variant.dynamic == "schedule_free":
+            # The average stands for the momentum, which is the gradient alone here.
+            with self._average.stepping(factor):
+                super().step(factor)
+        else:
+            super().step(factor)
+
+    def end(self) -> None:
+        """Put the average in place, if there is one."""
+        if self._variant.dynamic == "schedule_free":
+            self._average.put_in_place()
+
+    def drift(self) -> dict[str, tuple[float, float]]:
+        """Return how far the scales of now are from the fixed ones, by role.
+
+        Returns:
+            Root mean square over the entries of log₂ of the ratio, and the same less
+            each tensor's mean, which a learning rate could undo.
+        """
+        found: dict[str, list[Tensor]] = {}
+        for param, role in self._roles.items():
+            if self.scales[param].has_measured:
+                now, fixed = self._following[param].value(), self.scales[param].value()
+                found.setdefault(role, []).append((now / fixed).log2().flatten())
+        return {
+            role: (_size(parts), _size([part - part.mean() for part in parts]))
+            for role, parts in found.items()
+        }
 
     def _ahead(self, param: Tensor, grad: Tensor) -> Tensor:
         if self._variant.looks_ahead:
@@ -179,4 +232,12 @@ class VariantStepper(Stepper):
         grad = param.grad
         assert grad is not None
         self.scales[param].see(grad)
-        return self.scales[param].value() * self._momenta[param]
+        self._following[param].see(grad)
+        along = self._momenta[param]
+        if self._variant.dynamic == "schedule_free":
+            along = grad
+        return self.scales[param].value() * along
+
+
+def _size(parts: list[Tensor]) -> float:
+    return torch.cat(parts).square().mean().sqrt().item()
