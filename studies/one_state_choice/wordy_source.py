@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from saiopt.lab.data.stdlib_source import is_held_out
+from saiopt.lab.data.source_text import is_held_out
 from saiopt.lab.draws import generator
 from saiopt.lab.task import Batch
 from saiopt.lab.tasks.next_token import evenly_spread, held_out_loss, next_token_loss

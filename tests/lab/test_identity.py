@@ -55,12 +55,12 @@ def test_every_file_of_the_optimizer_counts_in_every_run() -> None:
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipes_own_parts_count_and_those_of_others_do_not(name: str) -> None:
-    module = f"saiopt.lab.recipes.{RECIPES[name].__name__}"
+    module = RECIPES[name].__module__
     found = executed((module, "saiopt.lab.training.outcome"))
     assert {module, "saiopt.lab.training.loop", "saiopt.lab.schedules"} <= found.keys()
     assert any(key.startswith("saiopt.lab.tasks.") for key in found)
-    others = {f"saiopt.lab.recipes.{made.__name__}" for made in RECIPES.values()}
-    # LoRA adapts another recipe's model.
+    others = {made.__module__ for made in RECIPES.values()}
+    # LoRA adapts another recipe's model, and a larger text takes it over.
     assert len(others & found.keys()) <= 2
 
 

@@ -107,6 +107,8 @@ def test_the_recipes_keep_their_steps_of_warm_up() -> None:
         "lora-pydoc": 6,
         "ddpm-digits": 20,
         "lora-ddpm-digits": 10,
+        "gpt-packages-3m": 300,
+        "gpt-packages-10m": 150,
         "gpt2-openwebtext": 2000,
         "vit-s16-imagenet": 10_009,
         "resnet18-cifar10": 0,

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from saiopt.lab.data.stdlib_source import SourceText
+from saiopt.lab.data.source_text import SourceText
 from saiopt.lab.recipe import Recipe, override
 from saiopt.lab.recipes import get_recipe
 from saiopt.lab.task import Task

@@ -49,11 +49,16 @@ class Recipes:
                 console.print()
             print_tables(console, lr_table(recipes))
             return
-        small = [recipe for recipe in recipes if recipe.size == "small"]
-        published = [recipe for recipe in recipes if recipe.size == "published"]
+        headings = {
+            "small": "in minutes",
+            "medium": "in hours",
+            "published": "the paper's size",
+        }
         print_tables(
             console,
-            recipe_table("in minutes", small),
-            recipe_table("the paper's size", published),
+            *(
+                recipe_table(heading, [r for r in recipes if r.size == size])
+                for size, heading in headings.items()
+            ),
             lr_table(recipes),
         )

@@ -70,7 +70,8 @@ class Recipe:
             them a batch ahead; with 0 a batch is made when its turn comes. The batches
             are the same.
         optimizer: Name of the one that trains where none is asked for.
-        size: ``"small"``, or ``"published"`` for what needs data and machines.
+        size: ``"small"``, ``"medium"`` for what takes hours on any machine, or
+            ``"published"`` for what needs data and machines.
 
     Raises:
         ValueError: If a field is out of its range.
@@ -95,7 +96,7 @@ class Recipe:
     compiled: bool = False
     loaders: int = 0
     optimizer: str = "sgdsai"
-    size: Literal["small", "published"] = "small"
+    size: Literal["small", "medium", "published"] = "small"
 
     @property
     def warmup_steps(self) -> int:

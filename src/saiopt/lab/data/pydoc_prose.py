@@ -3,7 +3,7 @@
 import hashlib
 import importlib
 
-from saiopt.lab.data.stdlib_source import SourceText, is_held_out
+from saiopt.lab.data.source_text import SourceText, is_held_out
 
 # Shorter lines, such as a closing bracket, are no sign of common text.
 _TELLING_LENGTH = 16

@@ -7,6 +7,7 @@ from saiopt.lab.recipe import Recipe
 from saiopt.lab.recipes.ddpm_digits import ddpm_digits
 from saiopt.lab.recipes.gpt2_openwebtext import gpt2_openwebtext
 from saiopt.lab.recipes.gpt2m_lora_e2e import gpt2m_lora_e2e
+from saiopt.lab.recipes.gpt_packages import gpt_packages_3m, gpt_packages_10m
 from saiopt.lab.recipes.gpt_stdlib import gpt_stdlib
 from saiopt.lab.recipes.llama2_7b_24gb import llama2_7b_24gb
 from saiopt.lab.recipes.lora_ddpm_digits import lora_ddpm_digits
@@ -24,6 +25,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
     "lora-pydoc": lora_pydoc,
     "ddpm-digits": ddpm_digits,
     "lora-ddpm-digits": lora_ddpm_digits,
+    "gpt-packages-3m": gpt_packages_3m,
+    "gpt-packages-10m": gpt_packages_10m,
     "gpt2-openwebtext": gpt2_openwebtext,
     "vit-s16-imagenet": vit_s16_imagenet,
     "resnet18-cifar10": resnet18_cifar10,
@@ -50,5 +53,5 @@ def get_recipe(name: str) -> Recipe:
 
 
 def small_recipes() -> tuple[str, ...]:
-    """Return the names of the recipes that train on any machine, in their order."""
+    """Return the names of the recipes that train in minutes on any machine."""
     return tuple(name for name, build in RECIPES.items() if build().size == "small")

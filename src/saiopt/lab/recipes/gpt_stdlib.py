@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from saiopt.lab.recipe import Metric, Recipe
 
 if TYPE_CHECKING:
-    from saiopt.lab.data.stdlib_source import SourceText
+    from saiopt.lab.data.source_text import SourceText
     from saiopt.lab.tasks.byte_language_model import ByteLanguageModel
 
 

@@ -72,6 +72,7 @@ def results_of(
     extract: Extract = nothing_more,
     *,
     only_missing: bool = False,
+    keep_weights: bool = False,
 ) -> list[Row]:
     """Train the cells of a study, or read its committed rows, and return all rows.
 
@@ -85,6 +86,7 @@ def results_of(
         say: Told of every finished cell.
         extract: Adds to a row what its run's outcome holds; a module's function.
         only_missing: Leave cells alone that have a row.
+        keep_weights: Whether folders of runs get ``weights.pt``, for ``extract``.
 
     Returns:
         All rows that the study has by now.
@@ -97,7 +99,7 @@ def results_of(
     if options.draw:
         return ledger.rows()
     wanted = [c for c in cells if not (only_missing and c.key in ledger)]
-    place = (options.runs_dir, options.device, extract)
+    place = (options.runs_dir, options.device, extract, keep_weights)
     jobs = [(together, *place) for together in by_run(wanted)]
     made = itertools.chain.from_iterable(
         in_processes(train_cells, jobs, options.workers)
@@ -140,7 +142,11 @@ def by_run(cells: Sequence[Cell]) -> list[list[Cell]]:
 
 
 def train_cells(
-    cells: Sequence[Cell], runs_dir: Path, device: str, extract: Extract
+    cells: Sequence[Cell],
+    runs_dir: Path,
+    device: str,
+    extract: Extract,
+    keep_weights: bool = False,
 ) -> list[tuple[Row, Row]]:
     """Train the cells of one run, or read it if it is finished.
 
@@ -149,6 +155,7 @@ def train_cells(
         runs_dir: Where run folders live.
         device: Where to train.
         extract: Adds to the row what the outcome holds.
+        keep_weights: Whether the run's folder gets ``weights.pt``.
 
     Returns:
         The row of each, and where it was trained, which the row names by a hash.
@@ -156,7 +163,8 @@ def train_cells(
     torch.set_num_threads(1)
     run = cells[0].run
     task = _loaded(run.recipe.task)
-    outcome = carry_out(run, task, runs_dir, torch.device(device), lambda _: None)
+    place = (runs_dir, torch.device(device))
+    outcome = carry_out(run, task, *place, lambda _: None, keep_weights=keep_weights)
     origin = json.loads((runs_dir / outcome.folder / "environment.json").read_text())
     return [(_row(cell, outcome, extract, origin), origin) for cell in cells]
 

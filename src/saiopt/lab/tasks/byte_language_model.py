@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from saiopt.lab.data.stdlib_source import SourceText
+from saiopt.lab.data.source_text import SourceText
 from saiopt.lab.draws import generator
 from saiopt.lab.task import Batch
 from saiopt.lab.tasks.next_token import (
