@@ -5,9 +5,23 @@ import errno
 import fcntl
 import json
 import os
+import pickle
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+# What reading a file of torch.save raises, and what is in it, if it is damaged or is
+# another program's.
+UNREADABLE = (
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

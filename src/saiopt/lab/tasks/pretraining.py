@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
-import pickle
 import sys
-import zipfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saiopt.lab.atomic import alone, write_atomically
+from saiopt.lab.atomic import UNREADABLE, alone, write_atomically
 from saiopt.lab.data.cache_folder import make_cache_folder
 from saiopt.lab.identity import code_hash, identity_hash
 from saiopt.lab.schedules import lr_factor
@@ -144,16 +142,7 @@ def _read(path: Path) -> Weights | None:
     try:
         content = torch.load(path, weights_only=True)
         weights = _weights(content["tensors"])
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ):
+    except (OSError, *UNREADABLE):
         return None
     return weights if weights.fingerprint == content["fingerprint"] else None
 

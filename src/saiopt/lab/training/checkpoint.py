@@ -1,8 +1,6 @@
 """Everything that a run needs to go on as if it had never stopped."""
 
 import dataclasses
-import pickle
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from saiopt.lab.atomic import write_atomically
+from saiopt.lab.atomic import UNREADABLE, write_atomically
 from saiopt.lab.draws import seed_of
 from saiopt.lab.training.ranks import ALONE, Ranks
 from saiopt.lab.training.run_folder import RunFolderError
@@ -101,15 +99,7 @@ def load(
         # Older checkpoints have the state of one process on the CPU only.
         generators = content.get("generators") or [{"cpu": content["rng"]}]
         position = Position(**content["position"])
-    except (
-        RuntimeError,
-        ValueError,
-        KeyError,
-        TypeError,
-        EOFError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
+    except UNREADABLE as error:
         raise _damaged(path) from error
     if _shapes(weights) != _shapes(model.state_dict()):
         raise _damaged(path)
