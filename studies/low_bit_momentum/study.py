@@ -122,18 +122,22 @@ def report(rows: list[dict[str, Any]]) -> None:
         seeds = sorted({seed for _, seed in values})
         labels[recipe] = f"difference in {metric.label}"
         for variant in list(VARIANTS)[1:]:
-            pairs = [values[variant, s] - values["float32", s] for s in seeds]
+            both = [s for s in seeds if {(variant, s), ("float32", s)} <= values.keys()]
+            if not both:
+                continue
+            pairs = [values[variant, s] - values["float32", s] for s in both]
             found = estimate(pairs)
             panels.setdefault(recipe, {})[variant] = pairs
             interval = (found.mean, found.half_width or 0.0)
             intervals.setdefault(recipe, {})[variant] = interval
-            mean = statistics.fmean(values[variant, s] for s in seeds)
+            mean = statistics.fmean(values[variant, s] for s in both)
             print(
                 f"{recipe:<12}{variant:<22}{mean:.4f}"
                 f"{interval[0]:>+9.4f} ± {interval[1]:.4f} (n={found.count})"
             )
-    paths = [HERE / f"differences.{suffix}" for suffix in ("png", "svg")]
-    plot_differences(panels, intervals, labels, paths)
+    if panels:
+        paths = [HERE / f"differences.{suffix}" for suffix in ("png", "svg")]
+        plot_differences(panels, intervals, labels, paths)
 
 
 def main() -> None:
