@@ -27,8 +27,8 @@ from saiopt.lab.noise.power_law import jackknife
 HERE = Path(__file__).parent
 SEEDS = range(8)
 ALPHAS = [2.0**power for power in range(-9, -1)]
-TEMPERATURES = [2.0**power for power in range(-15, -2)]
-# Hidden layers and activation.
+# Smallest T as a power of two and most steps, by hidden layers.
+GRIDS = {2: (-15, 20_000), 3: (-14, 10_000), 5: (-14, 10_000)}
 NETS = ((2, "relu"), (3, "relu"), (5, "relu"), (5, "gelu"))
 Row = dict[str, Any]
 
@@ -36,11 +36,14 @@ Row = dict[str, Any]
 def train(layers: int, activation: str, arguments: list[str]) -> list[Row]:
     """Train a plane and return its rows."""
     output = io.StringIO()
+    smallest, max_steps = GRIDS[layers]
+    temperatures = [2.0**power for power in range(smallest, -2)]
     command = [
         *("noise", "phase", "--json", "--sizes", "256", "--held-out", "1536"),
-        *("--alphas", *map(str, ALPHAS), "--temperatures", *map(str, TEMPERATURES)),
+        *("--alphas", *map(str, ALPHAS), "--temperatures", *map(str, temperatures)),
         *("--seeds", str(len(SEEDS)), "--precision", "float32"),
         *("--layers", str(layers), "--activation", activation),
+        *("--max-steps", str(max_steps)),
     ]
     with contextlib.redirect_stdout(output):
         code = main([*command, *arguments])
@@ -182,8 +185,10 @@ def run(arguments: list[str]) -> None:
     if arguments == ["--draw"]:
         rows = list(map(json.loads, path.read_text().splitlines()))
     else:
-        rows = [row for net in NETS for row in train(*net, arguments)]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = []
+        for net in NETS:
+            rows += train(*net, arguments)
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     planes: dict[tuple[int, str], list[Row]] = {}
     for row in rows:
         planes.setdefault((row["layers"], row["activation"]), []).append(row)
