@@ -1,9 +1,9 @@
 """Does the best temperature go as α^((D-1)/(D+1)) at three depths D?
 
-Runs `saiopt noise phase` on digits with 2, 3 and 5 hidden layers, and with 5 of GELU,
-reusing finished networks, and writes rows, answer, environment and figure beside this
-file. Further arguments go to the command; with `--draw` alone it judges and draws the
-rows that are there.
+Runs `saiopt noise phase` on digits with 2, 3 and 5 hidden layers, reusing finished
+networks, and writes rows, answer, environment and figure beside this file. Further
+arguments go to the command; with `--draw` alone it judges and draws the rows that are
+there.
 """
 
 import contextlib
@@ -29,11 +29,10 @@ SEEDS = range(8)
 ALPHAS = [2.0**power for power in range(-9, -1)]
 # Smallest T as a power of two and most steps, by hidden layers.
 GRIDS = {2: (-15, 20_000), 3: (-14, 10_000), 5: (-14, 10_000)}
-NETS = ((2, "relu"), (3, "relu"), (5, "relu"), (5, "gelu"))
 Row = dict[str, Any]
 
 
-def train(layers: int, activation: str, arguments: list[str]) -> list[Row]:
+def train(layers: int, arguments: list[str]) -> list[Row]:
     """Train a plane and return its rows."""
     output = io.StringIO()
     smallest, max_steps = GRIDS[layers]
@@ -42,8 +41,7 @@ def train(layers: int, activation: str, arguments: list[str]) -> list[Row]:
         *("noise", "phase", "--json", "--sizes", "256", "--held-out", "1536"),
         *("--alphas", *map(str, ALPHAS), "--temperatures", *map(str, temperatures)),
         *("--seeds", str(len(SEEDS)), "--precision", "float32"),
-        *("--layers", str(layers), "--activation", activation),
-        *("--max-steps", str(max_steps)),
+        *("--layers", str(layers), "--max-steps", str(max_steps)),
     ]
     with contextlib.redirect_stdout(output):
         code = main([*command, *arguments])
@@ -52,7 +50,7 @@ def train(layers: int, activation: str, arguments: list[str]) -> list[Row]:
     cells = Path(json.loads(output.getvalue())["folder"]).parent
     shutil.copyfile(cells / "environment.json", HERE / "environment.json")
     rows = map(json.loads, (cells / "cells.jsonl").read_text().splitlines())
-    return [{"layers": layers, "activation": activation, **row} for row in rows]
+    return [{"layers": layers, **row} for row in rows]
 
 
 def theory(layers: int) -> float:
@@ -107,10 +105,10 @@ def largest_slopes(rows: list[Row]) -> list[float]:
     return [slope([math.log(largest(rows, a, s)) for a in ALPHAS]) for s in SEEDS]
 
 
-def judge(planes: Mapping[tuple[int, str], list[Row]]) -> dict[str, Any]:
-    """Fit k of all planes and compare the deepest ReLU net with the shallowest."""
+def judge(planes: Mapping[int, list[Row]]) -> dict[str, Any]:
+    """Fit k of all planes and compare the deepest net with the shallowest."""
     found = []
-    for (layers, activation), rows in planes.items():
+    for layers, rows in planes.items():
         valleys = {
             alpha: jackknife(
                 lambda seeds, rows=rows, alpha=alpha: log_valley(
@@ -124,7 +122,6 @@ def judge(planes: Mapping[tuple[int, str], list[Row]]) -> dict[str, Any]:
         found.append(
             {
                 "layers": layers,
-                "activation": activation,
                 "theory": theory(layers),
                 "k": jackknife(lambda s, rows=rows: valley_slope(rows, s), SEEDS),
                 "k_of_grid_minimum": fit_best(bests),
@@ -137,7 +134,7 @@ def judge(planes: Mapping[tuple[int, str], list[Row]]) -> dict[str, Any]:
                 },
             }
         )
-    deep, shallow = planes[5, "relu"], planes[2, "relu"]
+    deep, shallow = planes[5], planes[2]
     difference = jackknife(
         lambda seeds: valley_slope(deep, seeds) - valley_slope(shallow, seeds), SEEDS
     )
@@ -158,13 +155,11 @@ def curve(values: Mapping[float, Estimate], k: float) -> TemperatureCurve:
     return TemperatureCurve(points, k)
 
 
-def draw(planes: Mapping[tuple[int, str], list[Row]], found: dict[str, Any]) -> None:
+def draw(planes: Mapping[int, list[Row]], found: dict[str, Any]) -> None:
     """Draw both temperatures against α."""
     valleys, largests = {}, {}
     for plane in found["planes"]:
-        layers, activation = plane["layers"], plane["activation"]
-        name = f"D = {layers}" + (", GELU" if activation == "gelu" else "")
-        rows = planes[layers, activation]
+        name, rows = f"D = {plane['layers']}", planes[plane["layers"]]
         valleys[name] = curve(plane["log_valleys"], plane["theory"])
         logs = {
             alpha: estimate([math.log(largest(rows, alpha, s)) for s in SEEDS])
@@ -186,12 +181,12 @@ def run(arguments: list[str]) -> None:
         rows = list(map(json.loads, path.read_text().splitlines()))
     else:
         rows = []
-        for net in NETS:
-            rows += train(*net, arguments)
+        for layers in GRIDS:
+            rows += train(layers, arguments)
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    planes: dict[tuple[int, str], list[Row]] = {}
+    planes: dict[int, list[Row]] = {}
     for row in rows:
-        planes.setdefault((row["layers"], row["activation"]), []).append(row)
+        planes.setdefault(row["layers"], []).append(row)
     found = judge(planes)
     draw(planes, found)
     text = json.dumps(found, indent=2, default=dataclasses.asdict)
