@@ -227,3 +227,37 @@ def plot_temperatures(
             axes.set_yscale("log", base=2)
         all_axes[0].legend(frameon=False)
         drawing.suptitle(title, x=0.01, ha="left", fontsize=11)
+
+
+def plot_effects(
+    effects: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
+    title: str,
+    paths: Sequence[Path],
+) -> None:
+    """Draw by how much noise changes the test error against α, a panel per data set.
+
+    Args:
+        effects: α, change of the test error and half its interval, by panel's title and
+            then by name.
+        title: Heading.
+        paths: Files to write.
+    """
+    with figure(paths, (5.6 * len(effects), 4.2), len(effects)) as (drawing, all_axes):
+        for axes, (label, by_name) in zip(all_axes, effects.items(), strict=True):
+            for color, (name, points) in zip(COLORS, by_name.items(), strict=False):
+                alphas, changes, half_widths = zip(*points, strict=True)
+                axes.errorbar(
+                    alphas,
+                    changes,
+                    half_widths,
+                    fmt="o-",
+                    ms=4,
+                    color=color,
+                    label=name,
+                )
+            axes.axhline(0, color="#333333", lw=0.8)
+            axes.set(xlabel=r"$\alpha$", title=label)
+            axes.set_xscale("log", base=2)
+        all_axes[0].set_ylabel("change of the test error")
+        all_axes[0].legend(frameon=False)
+        drawing.suptitle(title, x=0.01, ha="left", fontsize=11)
