@@ -244,10 +244,11 @@ def plot_effects(
     """
     with figure(paths, (5.6 * len(effects), 4.2), len(effects)) as (drawing, all_axes):
         for axes, (label, by_name) in zip(all_axes, effects.items(), strict=True):
-            for color, (name, points) in zip(COLORS, by_name.items(), strict=False):
+            for place, (name, points) in enumerate(by_name.items()):
+                color = COLORS[place % len(COLORS)]
                 alphas, changes, half_widths = zip(*points, strict=True)
                 axes.errorbar(
-                    alphas,
+                    [alpha * 2 ** (0.3 * place) for alpha in alphas],
                     changes,
                     half_widths,
                     fmt="o-",
