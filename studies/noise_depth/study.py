@@ -80,15 +80,19 @@ def log_valley(errors: Mapping[float, float]) -> float:
     return weighted / math.fsum(depths.values())
 
 
-def slope(log_temperatures: Collection[float]) -> float:
-    """Return k of T ~ α^k."""
-    log_alphas = list(map(math.log, ALPHAS))
-    return statistics.linear_regression(log_alphas, list(log_temperatures)).slope
+def slope(log_temperatures: Mapping[float, float]) -> float:
+    """Return k of T ~ α^k, from log T by α."""
+    log_alphas = list(map(math.log, log_temperatures))
+    return statistics.linear_regression(
+        log_alphas, list(log_temperatures.values())
+    ).slope
 
 
-def valley_slope(rows: list[Row], seeds: Collection[int]) -> float:
+def valley_slope(
+    rows: list[Row], seeds: Collection[int], alphas: Collection[float] = ALPHAS
+) -> float:
     """Return k of T_opt."""
-    return slope([log_valley(mean_errors(rows, alpha, seeds)) for alpha in ALPHAS])
+    return slope({a: log_valley(mean_errors(rows, a, seeds)) for a in alphas})
 
 
 def largest(rows: list[Row], alpha: float, seed: int) -> float:
@@ -102,7 +106,7 @@ def largest(rows: list[Row], alpha: float, seed: int) -> float:
 
 def largest_slopes(rows: list[Row]) -> list[float]:
     """Return k of the largest T that converges, of every seed."""
-    return [slope([math.log(largest(rows, a, s)) for a in ALPHAS]) for s in SEEDS]
+    return [slope({a: math.log(largest(rows, a, s)) for a in ALPHAS}) for s in SEEDS]
 
 
 def judge(planes: Mapping[int, list[Row]]) -> dict[str, Any]:
@@ -124,6 +128,9 @@ def judge(planes: Mapping[int, list[Row]]) -> dict[str, Any]:
                 "layers": layers,
                 "theory": theory(layers),
                 "k": jackknife(lambda s, rows=rows: valley_slope(rows, s), SEEDS),
+                "k_without_the_two_smallest_alphas": jackknife(
+                    lambda s, rows=rows: valley_slope(rows, s, ALPHAS[2:]), SEEDS
+                ),
                 "k_of_grid_minimum": fit_best(bests),
                 "k_of_largest": estimate(largest_slopes(rows)),
                 "log_valleys": valleys,
