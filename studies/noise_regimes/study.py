@@ -35,7 +35,7 @@ COMMANDS = {
     ],
     "mnist-5k": [
         *("--sizes", "1024", "--held-out", "904", "--seeds", "5"),
-        *("--alphas", *powers(-5, 15, 5), "--temperatures", *powers(-11, -3)),
+        *("--alphas", *powers(-5, 15, 5), "--temperatures", *powers(-11, -3, 2)),
         *("--max-steps", "20000"),
     ],
 }
