@@ -80,8 +80,19 @@ def values(command: list[str], name: str) -> list[str]:
 
 def rows_of(data: str) -> list[Row]:
     """Return the rows of a data set."""
-    lines = (HERE / f"results_{data}.jsonl").read_text().splitlines()
-    return list(map(json.loads, lines))
+    return rows_in(HERE / f"results_{data}.jsonl")
+
+
+def rows_in(path: Path) -> list[Row]:
+    """Return the rows of a file."""
+    return list(map(json.loads, path.read_text().splitlines()))
+
+
+def by_size() -> dict[int, list[Gain]]:
+    """Judge what noise does at α = 32768 on MNIST, by P."""
+    rows = rows_in(HERE.parent / "noise_kernel_regime" / "results.jsonl")
+    sizes = sorted({row["size"] for row in rows})
+    return {size: gains([row for row in rows if row["size"] == size]) for size in sizes}
 
 
 def effects(found: list[Gain]) -> dict[str, list[tuple[float, float, float]]]:
@@ -94,10 +105,11 @@ def effects(found: list[Gain]) -> dict[str, list[tuple[float, float, float]]]:
 
 def judge() -> None:
     """Judge and draw the rows that are there."""
-    found = {
+    found: dict[str, Any] = {
         data: {"gains": gains(rows_of(data)), "ways": ways_out(rows_of(data))}
         for data in COMMANDS
     }
+    found["mnist-5k, kernel regime, by P"] = by_size()
     text = json.dumps(found, indent=2, default=dataclasses.asdict)
     (HERE / "answer.json").write_text(text + "\n")
     plot_effects(

@@ -260,5 +260,5 @@ def plot_effects(
             axes.set(xlabel=r"$\alpha$", title=label)
             axes.set_xscale("log", base=2)
         all_axes[0].set_ylabel("change of the test error")
-        all_axes[0].legend(frameon=False)
+        all_axes[0].legend(frameon=False, loc="upper left")
         drawing.suptitle(title, x=0.01, ha="left", fontsize=11)
