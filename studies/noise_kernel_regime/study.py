@@ -33,7 +33,7 @@ PLANE = [
 ]
 LONGER = [
     *("--sizes", "512", "--temperatures", "0.125", "--seeds", "1"),
-    *("--max-steps", "200000"),
+    *("--max-steps", "80000"),
 ]
 
 
