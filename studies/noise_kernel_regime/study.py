@@ -2,8 +2,8 @@
 
 Runs `saiopt noise phase` on 5,000 images of MNIST at α = 32768, seed by seed, reusing
 finished networks, and copies rows, findings, environment and figure beside this file.
-Then one network that was not fitted goes on, and the exponents are taken of the larger
-sizes alone. Further arguments go to the command.
+Then the exponents are taken of the larger sizes alone and with the one network that was
+not fitted, which goes on. Further arguments go to the command.
 """
 
 import contextlib
@@ -47,6 +47,20 @@ def call(arguments: list[str]) -> Path:
     return Path(json.loads(output.getvalue())["folder"])
 
 
+def keep_looks_afterwards() -> None:
+    """Take the exponents of large sizes, and with the network that stands still."""
+    rows = list(map(json.loads, (HERE / "results.jsonl").read_text().splitlines()))
+    looks = {
+        "large": [row for row in rows if row["size"] >= LARGE],
+        # Its weights are final: a training image with no active unit holds it back.
+        "ended": [{**row, "status": "fitted"} for row in rows],
+    }
+    for name, chosen in looks.items():
+        found = kernel_regime(chosen)
+        if found is not None:
+            write_json(HERE / f"findings_{name}.json", dataclasses.asdict(found))
+
+
 def run() -> None:
     """Carry out the study and keep its files."""
     for seeds in range(1, SEEDS + 1):
@@ -58,10 +72,7 @@ def run() -> None:
         shutil.copyfile(report.parent / "environment.json", HERE / "environment.json")
         for path in (report / "findings.json", *report.glob("kernel_regime.*")):
             shutil.copyfile(path, HERE / path.name)
-    rows = map(json.loads, (HERE / "results.jsonl").read_text().splitlines())
-    large = kernel_regime([row for row in rows if row["size"] >= LARGE])
-    if large is not None:
-        write_json(HERE / "findings_large.json", dataclasses.asdict(large))
+    keep_looks_afterwards()
     longer = call(LONGER).parent / "cells.jsonl"
     shutil.copyfile(longer, HERE / "results_longer.jsonl")
 
