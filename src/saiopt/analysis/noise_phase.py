@@ -175,3 +175,90 @@ def plot_kernel_regime(
                 all_axes[2].axvline(leaves[name], ymax=0.06, color=color, lw=1.8)
         all_axes[1].legend(frameon=False)
         drawing.suptitle(title, x=0.01, ha="left", fontsize=11)
+
+
+@dataclasses.dataclass(frozen=True)
+class TemperatureCurve:
+    """A temperature against α.
+
+    Args:
+        points: α, T and the factor by which its interval reaches up and down.
+        theory: The slope in logarithms.
+    """
+
+    points: Sequence[tuple[float, float, float]]
+    theory: float
+
+
+def plot_temperatures(
+    curves: Mapping[str, Mapping[str, TemperatureCurve]],
+    title: str,
+    paths: Sequence[Path],
+) -> None:
+    """Draw temperatures against α, a panel each, with theory's slopes.
+
+    Args:
+        curves: By axis label of the temperature, then by name.
+        title: Heading.
+        paths: Files to write.
+    """
+    with figure(paths, (5.6 * len(curves), 4.4), len(curves)) as (drawing, all_axes):
+        for axes, (label, by_name) in zip(all_axes, curves.items(), strict=True):
+            for place, (name, curve) in enumerate(by_name.items()):
+                color = COLORS[place % len(COLORS)]
+                alphas, values, factors = zip(*curve.points, strict=True)
+                # Bars of curves at the same α would hide each other.
+                shifted = [alpha * 2 ** (0.1 * place) for alpha in alphas]
+                bars = [
+                    [t - t / f for t, f in zip(values, factors, strict=True)],
+                    [t * f - t for t, f in zip(values, factors, strict=True)],
+                ]
+                axes.errorbar(
+                    shifted, values, bars, fmt="o", ms=4, color=color, label=name
+                )
+                centre = [
+                    math.exp(math.fsum(map(math.log, v)) / len(v))
+                    for v in (shifted, values)
+                ]
+                line = [centre[1] * (a / centre[0]) ** curve.theory for a in shifted]
+                axes.plot(shifted, line, ":", color=color, lw=1.4)
+            axes.set(xlabel=r"$\alpha$", ylabel=label)
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log", base=2)
+        all_axes[0].legend(frameon=False)
+        drawing.suptitle(title, x=0.01, ha="left", fontsize=11)
+
+
+def plot_effects(
+    effects: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
+    title: str,
+    paths: Sequence[Path],
+) -> None:
+    """Draw by how much noise changes the test error against α, a panel per data set.
+
+    Args:
+        effects: α, change of the test error and half its interval, by panel's title and
+            then by name.
+        title: Heading.
+        paths: Files to write.
+    """
+    with figure(paths, (5.6 * len(effects), 4.2), len(effects)) as (drawing, all_axes):
+        for axes, (label, by_name) in zip(all_axes, effects.items(), strict=True):
+            for place, (name, points) in enumerate(by_name.items()):
+                color = COLORS[place % len(COLORS)]
+                alphas, changes, half_widths = zip(*points, strict=True)
+                axes.errorbar(
+                    [alpha * 2 ** (0.3 * place) for alpha in alphas],
+                    changes,
+                    half_widths,
+                    fmt="o-",
+                    ms=4,
+                    color=color,
+                    label=name,
+                )
+            axes.axhline(0, color="#333333", lw=0.8)
+            axes.set(xlabel=r"$\alpha$", title=label)
+            axes.set_xscale("log", base=2)
+        all_axes[0].set_ylabel("change of the test error")
+        all_axes[0].legend(frameon=False, loc="upper left")
+        drawing.suptitle(title, x=0.01, ha="left", fontsize=11)

@@ -28,10 +28,10 @@ class Phase:
         optimizer: Rule for the lr of each layer.
         data: digits, mnist-5k, mnist, cifar10, or an .npz file with images and labels.
         source: Folder of the data's parquet files, instead of the hub.
-        architecture: Fully connected, or a small convolutional net.
-        layers: Hidden layers of fc, blocks of mnas.
+        architecture: Fully connected, or a convolutional net, small or as published.
+        layers: Hidden layers of fc, blocks of mnas, stages of mnas-published.
         activation: Between the layers.
-        width: Of the hidden layers.
+        width: Of the hidden layers; of mnas-published the unit of channels.
         batch_size: Points of a step.
         held_out: Images for the test error.
         precision: Of the weights.
@@ -63,9 +63,9 @@ class Phase:
     source: Annotated[
         Path | None, arg(metavar="FOLDER", help_behavior_hint="(default: the hub)")
     ] = None
-    architecture: Literal["fc", "mnas"] = "fc"
+    architecture: Literal["fc", "mnas", "mnas-published"] = "fc"
     layers: Annotated[
-        int | None, arg(metavar="N", help_behavior_hint="(default: 5 of fc, 3 of mnas)")
+        int | None, arg(metavar="N", help_behavior_hint="(default: 5, 3 and 2)")
     ] = None
     activation: Literal["relu", "gelu"] = "relu"
     width: Annotated[int, arg(metavar="N")] = 64

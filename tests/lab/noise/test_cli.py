@@ -52,6 +52,22 @@ def test_a_study_of_own_images_has_the_kernel_regime(
     assert list(tmp_path.glob("*/*/kernel_regime.png"))
 
 
+def test_the_published_net_is_trained_as_the_command_for_a_gpu_has_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).standard_normal((40, 3, 8, 8))
+    np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(40) % 2)
+    command = [
+        "noise", "phase", "--architecture", "mnas-published", "--activation", "gelu",
+        "--width", "2", "--alphas", "0.25", "4096", "--critical-alpha", "4096",
+        "--temperatures", "0.001", "--sizes", "4", "8", "--seeds", "1", "--held-out",
+        "16", "--precision", "float32", "--device", "cpu", "--data",
+        str(tmp_path / "mine.npz"), "--runs-dir", str(tmp_path),
+    ]  # fmt: skip
+    assert main(command) == 0
+    assert "3 networks fitted, 0 not fitted" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", [ValueError, FileNotFoundError, ConnectionError])
 @pytest.mark.parametrize(
     ("command", "function"),

@@ -27,6 +27,23 @@ def test_a_gain_is_chosen_on_other_seeds_than_it_is_judged_on() -> None:
     )
     assert found.gain.mean == pytest.approx(0.1)
     assert found.gain.count == 2
+    assert found.harm.mean == 0
+
+
+def test_noise_may_help_and_hurt_at_one_alpha() -> None:
+    errors = {0.0: 0.2, 1.0: 0.25, 2.0: 0.1}
+    (found,) = gains([made(1.0, t, s, errors[t], 0.5) for t in errors for s in (0, 1)])
+    assert found.gain.mean == pytest.approx(0.1)
+    assert found.harm.mean == pytest.approx(0.05)
+    # The worst T is chosen on the other seed as well.
+    (found,) = gains(
+        [
+            made(1.0, t, s, 0.3 if t == s + 1 else 0.1, 0.5)
+            for t in (0, 1, 2)
+            for s in (0, 1)
+        ]
+    )
+    assert found.harm.mean == pytest.approx(0)
 
 
 def test_temperatures_at_which_a_seed_was_lost_do_not_count() -> None:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from scipy.integrate import quad
-from torch import nn
+from torch import Tensor, nn
 from torch.func import vmap
 
 from saiopt.lab.noise.networks import (
@@ -88,3 +88,37 @@ def test_layers_and_activation_are_those_that_were_asked_for() -> None:
     torch.testing.assert_close(net.output(weights, images), hidden @ weights[-1] / 3)
     convolutional = build("mnas", (3, 8, 8), width=4, depth=2, activation="relu")
     assert len(convolutional.shapes()) == 2 + 3 * 2
+
+
+def test_the_published_net_has_the_layers_that_its_authors_gave_it() -> None:
+    net = build("mnas-published", (3, 32, 32), width=2, depth=2, activation="gelu")
+    assert net.width == 40
+    weights = draw_weights(net, 0, torch.float64)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    sizes = iter(weights)
+
+    def layer(x: Tensor, stride: int = 1, groups: int = 1) -> Tensor:
+        weight = next(sizes)
+        scaled = weight / math.sqrt(weight[0].numel())
+        kernel = weight.shape[-1]
+        return nn.functional.conv2d(x, scaled, None, stride, kernel // 2, groups=groups)
+
+    def phi(z: Tensor) -> Tensor:
+        return GAINS["gelu"] * nn.functional.gelu(z)
+
+    x = phi(layer(images, stride=2))
+    assert x.shape == (2, 8, 16, 16)
+    x = phi(layer(phi(layer(x, groups=8))))
+    assert x.shape == (2, 4, 16, 16)
+    for channels, size in ((2, 8), (6, 4)):
+        for stride in (2, 1):
+            wide = 3 * x.shape[1]
+            inside = phi(layer(phi(layer(x)), stride, groups=wide))
+            assert inside.shape[1] == wide
+            projected = layer(inside)
+            x = projected if stride == 2 else (x + projected) / math.sqrt(2)
+        assert x.shape == (2, channels, size, size)
+    x = phi(layer(x)).mean(dim=(2, 3))
+    torch.testing.assert_close(net.output(weights, images), x @ next(sizes) / 40)
+    assert list(sizes) == []
+    assert [tuple(w.shape) for w in weights] == net.shapes()

@@ -1,10 +1,13 @@
 import math
+import statistics
+from collections.abc import Collection
 
 import numpy as np
 import pytest
 from scipy.stats import linregress, t
 
-from saiopt.lab.noise.power_law import fit_exponent, local_slopes
+from saiopt.lab.comparison.intervals import Estimate, estimate
+from saiopt.lab.noise.power_law import fit_exponent, jackknife, local_slopes
 
 
 def test_the_interval_is_that_of_linear_regression() -> None:
@@ -41,3 +44,28 @@ def test_points_without_a_slope_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         fit_exponent(x, y)
+
+
+def test_the_jackknife_of_a_mean_is_its_interval() -> None:
+    values = {3: 1.0, 5: 2.0, 8: 6.0}
+
+    def mean(kept: Collection[int]) -> float:
+        return sum(values[seed] for seed in kept) / len(kept)
+
+    found = jackknife(mean, list(values))
+    usual = estimate(list(values.values()))
+    assert found is not None
+    assert found.mean == pytest.approx(usual.mean)
+    assert found.half_width == pytest.approx(usual.half_width)
+    # Of a square it takes off the first order of the bias, the mean's variance.
+    squared = jackknife(lambda kept: mean(kept) ** 2, list(values))
+    assert squared is not None
+    variance = statistics.variance(values.values()) / 3
+    assert squared.mean == pytest.approx(3.0**2 - variance)
+
+
+def test_the_jackknife_has_no_interval_where_a_seed_is_needed() -> None:
+    assert jackknife(lambda kept: None, [0, 1]) is None
+    assert jackknife(lambda kept: float(len(kept)), [0]) == Estimate(1.0, None, 1)
+    needed = jackknife(lambda kept: 2.0 if 1 in kept else None, [0, 1, 2])
+    assert needed == Estimate(2.0, None, 3)

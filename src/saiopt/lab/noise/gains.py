@@ -14,17 +14,19 @@ ByTemperature = Mapping[float, Mapping[int, Row]]
 
 @dataclasses.dataclass(frozen=True)
 class Gain:
-    """By how much noise lowers the test error at one α.
+    """By how much noise lowers and raises the test error at one α.
 
     Args:
         alpha: α.
         gain: Test error at the smallest T minus that at the best T, a mean over seeds
             with its 95 % interval. The best T is chosen for each seed on the others: on
             its own errors any grid would seem to gain.
+        harm: Test error at the worst T, chosen likewise, minus that at the smallest.
     """
 
     alpha: float
     gain: Estimate
+    harm: Estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +62,16 @@ def gains(rows: Sequence[Row]) -> list[Gain]:
         seeds = _seeds(rows)
         if len(fitted) < 2 or len(seeds) < 2:
             continue
-        first = fitted[min(fitted)]
-        differences = []
+        lower, higher = [], []
         for seed in seeds:
-            best = min(fitted, key=lambda t: _error(fitted[t], seeds, without=seed))
-            own = first[seed]["test_error"] - fitted[best][seed]["test_error"]
-            differences.append(own)
-        found.append(Gain(alpha, estimate(differences)))
+            by_error = sorted(fitted, key=lambda t: _error(fitted[t], seeds, seed))
+            first, best, worst = (
+                fitted[t][seed]["test_error"]
+                for t in (min(fitted), by_error[0], by_error[-1])
+            )
+            lower.append(first - best)
+            higher.append(worst - first)
+        found.append(Gain(alpha, estimate(lower), estimate(higher)))
     return found
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from saiopt.lab.comparison.intervals import Estimate, estimate
 from saiopt.lab.noise.critical import crossing
+from saiopt.lab.noise.power_law import jackknife
 from saiopt.lab.studies.ledger import Row
 
 # Noise decides where the change follows T at least so steeply, and the weights are in
@@ -219,10 +220,4 @@ def _plateau(rows: Sequence[Row], seeds: Sequence[int]) -> Estimate | None:
         points = _plateau_temperatures(rows, kept)
         return _slope(points) if len(points) == num_sizes else None
 
-    whole = slope(seeds)
-    without = [slope([s for s in seeds if s != left]) for left in seeds]
-    if whole is None or None in without or len(seeds) < 2:
-        return None if whole is None else Estimate(whole, None, len(seeds))
-    # Pseudo-values (Tukey 1958): independent as the seeds are.
-    n = len(seeds)
-    return estimate([n * whole - (n - 1) * w for w in without if w is not None])
+    return jackknife(slope, seeds)

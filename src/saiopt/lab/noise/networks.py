@@ -153,11 +153,87 @@ class Mnas:
         return hidden.mean(dim=(-2, -1)) @ weights[-1] / self.width
 
 
-def _convolve(images: Tensor, weight: Tensor) -> Tensor:
+@dataclasses.dataclass(frozen=True)
+class PublishedMnas:
+    """The MNASNet of the authors' earlier studies of feature and lazy training.
+
+    In units of h channels: a 5x5 stem of 4 with stride 2, a separable 5x5 to 2, then
+    stages i = 0, 1, … of 2i + 1, each of two inverted bottlenecks of expansion 3: the
+    first has stride 2, the second is added to its input and divided by √2, and neither
+    has an activation behind its last 1x1. A 1x1 head of 20, the mean over space and the
+    output. It deviates from that net in the output's scaling, 1/fan_in as of
+    ``FullyConnected``, and in having no bias there.
+
+    Args:
+        channels: C of the images.
+        hidden: h.
+        stages: Their number.
+        activation: A key of ``GAINS``.
+
+    References:
+        Geiger, Spigler, Jacot and Wyart (2020), "Disentangling feature and lazy
+        training in deep neural networks", arXiv 1906.08034; its code, feature_lazy.
+    """
+
+    channels: int
+    hidden: int
+    stages: int = 2
+    activation: str = "relu"
+
+    @property
+    def width(self) -> int:
+        """20 h, the fan-in of the output."""
+        return 20 * self.hidden
+
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Return the shapes from the stem to the output.
+
+        Returns:
+            (out, in, k, k) of each convolution, in of depthwise ones 1, then (20 h,).
+        """
+        h = self.hidden
+        shapes = [(4 * h, self.channels, 5, 5), (4 * h, 1, 5, 5), (2 * h, 4 * h, 1, 1)]
+        inputs = 2 * h
+        for stage in range(self.stages):
+            outputs = (2 * stage + 1) * h
+            for block_inputs in (inputs, outputs):
+                wide = 3 * block_inputs
+                shapes += [(wide, block_inputs, 1, 1), (wide, 1, 5, 5)]
+                shapes += [(outputs, wide, 1, 1)]
+            inputs = outputs
+        return [*shapes, (self.width, inputs, 1, 1), (self.width,)]
+
+    def output(self, weights: Weights, images: Tensor) -> Tensor:
+        """Return f(w).
+
+        Args:
+            weights: Of the shapes above.
+            images: Shape (B, C, H, W).
+
+        Returns:
+            Shape (B,).
+        """
+        hidden = self._activated(images, weights[0], stride=2)
+        hidden = self._activated(self._activated(hidden, weights[1]), weights[2])
+        for block in range(2 * self.stages):
+            expand, depthwise, project = weights[3 + 3 * block : 6 + 3 * block]
+            inside = self._activated(hidden, expand)
+            inside = self._activated(inside, depthwise, stride=1 if block % 2 else 2)
+            inside = _convolve(inside, project)
+            hidden = (hidden + inside) / math.sqrt(2) if block % 2 else inside
+        hidden = self._activated(hidden, weights[-2]).mean(dim=(-2, -1))
+        return hidden @ weights[-1] / self.width
+
+    def _activated(self, images: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+        return activation(_convolve(images, weight, stride), self.activation)
+
+
+def _convolve(images: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
     fan_in = math.prod(weight.shape[1:])
     groups = images.shape[-3] // weight.shape[1]
     padding = weight.shape[-1] // 2
-    return conv2d(images, weight / math.sqrt(fan_in), padding=padding, groups=groups)
+    scaled = weight / math.sqrt(fan_in)
+    return conv2d(images, scaled, stride=stride, padding=padding, groups=groups)
 
 
 def build(
@@ -169,7 +245,8 @@ def build(
         name: A member of ``ARCHITECTURES``.
         shape: (C, H, W).
         width: h.
-        depth: Hidden layers of ``fc``, blocks of ``mnas``.
+        depth: Hidden layers of ``fc``, blocks of ``mnas``, stages of
+            ``mnas-published``.
         activation: A key of ``GAINS``.
 
     Returns:
@@ -177,11 +254,12 @@ def build(
     """
     if name == "fc":
         return FullyConnected(math.prod(shape), width, depth, activation)
-    return Mnas(shape[0], width, depth, activation)
+    kind = PublishedMnas if name == "mnas-published" else Mnas
+    return kind(shape[0], width, depth, activation)
 
 
 # Names with their usual depths.
-ARCHITECTURES = {"fc": 5, "mnas": 3}
+ARCHITECTURES = {"fc": 5, "mnas": 3, "mnas-published": 2}
 
 
 def draw_weights(architecture: Architecture, seed: int, dtype: torch.dtype) -> Weights:

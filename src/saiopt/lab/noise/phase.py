@@ -33,7 +33,8 @@ class Settings:
         max_steps: Before training is given up.
         held_out: Images for the test error.
         look_every: Steps between looks at the whole training loss.
-        layers: Hidden layers of ``fc``, blocks of ``mnas``; None for the usual number.
+        layers: Hidden layers of ``fc``, blocks of ``mnas``, stages of
+            ``mnas-published``; None for the usual number.
         activation: A name of :data:`saiopt.lab.noise.networks.GAINS`.
         precision: ``float64``, or ``float32``, which is twice as fast.
     """

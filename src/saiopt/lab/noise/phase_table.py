@@ -23,13 +23,14 @@ def phase_table(findings: Findings) -> TextTable:
         A table that fits 80 columns.
     """
     rows: list[tuple[str, str, str]] = []
-    gains = {gain.alpha: gain.gain for gain in findings.gains}
+    gains = {gain.alpha: gain for gain in findings.gains}
     for best in findings.best:
         note = f"test error {best.test_error:.3f}"
         note += ", at the border" if best.at_border else ""
         if best.alpha in gains:
-            gain = gains[best.alpha]
-            note += f"; noise gains {gain.mean:.3f} ± {gain.half_width:.3f}"
+            note += f"; noise gains {_interval(gains[best.alpha].gain)}"
+            if gains[best.alpha].harm.mean > 0:
+                note += f", costs {_interval(gains[best.alpha].harm)} at worst"
         alpha = f"α = {best.alpha:g}"  # noqa: RUF001 - the paper's symbol
         rows.append((alpha, f"T_opt {best.temperature:.3g}", note))
     for size in sorted({crossover.size for crossover in findings.critical}):
@@ -37,6 +38,10 @@ def phase_table(findings: Findings) -> TextTable:
         rows.append((f"P = {size}", *_critical_cells(seeds)))
     columns = text_columns("at", "temperature", "note", wrapping=["note"])
     return TextTable(columns, rows)
+
+
+def _interval(value: Estimate) -> str:
+    return f"{value.mean:.3f} ± {value.half_width:.3f}"
 
 
 def _critical_cells(seeds: Sequence[Crossover]) -> tuple[str, str]:

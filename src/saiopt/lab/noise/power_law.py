@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
-from saiopt.lab.comparison.intervals import student_quantile
+from saiopt.lab.comparison.intervals import Estimate, estimate, student_quantile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,3 +94,32 @@ def local_slopes(
         (low, high, (means[high] - means[low]) / math.log(high / low))
         for low, high in itertools.pairwise(means)
     ]
+
+
+def jackknife(
+    statistic: Callable[[Collection[int]], float | None], seeds: Sequence[int]
+) -> Estimate | None:
+    """Give an interval to what only all seeds together tell.
+
+    Args:
+        statistic: Function of the seeds that are kept; None where they do not tell.
+        seeds: All.
+
+    Returns:
+        The mean of the pseudo-values n·s - (n-1)·s₋ᵢ, as independent as the seeds are,
+        with Student's 95 % interval; without one where no seed can be spared; None
+        where all do not tell.
+
+    References:
+        Tukey (1958), "Bias and confidence in not quite large samples".
+
+    >>> jackknife(lambda kept: sum(kept) / len(kept), [1, 2, 3]).mean
+    2.0
+    """
+    n = len(seeds)
+    whole = statistic(seeds)
+    if whole is None:
+        return None
+    kept = ([s for s in seeds if s != left] for left in seeds) if n > 1 else ()
+    values = [n * whole - (n - 1) * w for k in kept if (w := statistic(k)) is not None]
+    return estimate(values) if 0 < len(values) == n else Estimate(whole, None, n)
