@@ -20,7 +20,8 @@ _INTERRUPTED = 130
 _TERMINATED = 143
 _UNREAD = 141
 _GOES_ON = (
-    "the same command keeps what is finished and goes on from the last checkpoint"
+    "the same command keeps what is finished and goes on from the last checkpoint, if "
+    "it writes any"
 )
 
 

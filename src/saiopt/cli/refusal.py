@@ -81,7 +81,7 @@ def refusing_failures() -> Iterator[None]:
             raise
         raise RefusalError(
             "the disk must have room for what the command writes, free some; the same "
-            f"command goes on from the last checkpoint if it trains "
+            "command goes on from the last checkpoint, if it writes any "
             f"({_first_line(full)})"
         ) from error
 
