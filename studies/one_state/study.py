@@ -93,7 +93,8 @@ def report(rows: Sequence[Row], recipes: Sequence[Recipe], out: Path) -> None:
             )
         judged += [compare_pairs(final, recipe.name, *pair) for pair in PAIRS]
         shown += [compare_pairs(final, recipe.name, *pair) for pair in SHOWN]
-    for comparison, verdict in zip(judged, corrected_verdicts(judged), strict=True):
+    verdicts = corrected_verdicts(judged, planned=len(PAIRS) * len(RECIPES))
+    for comparison, verdict in zip(judged, verdicts, strict=True):
         name = f"{comparison.optimizer} over {comparison.control}"
         print(f"{comparison.recipe:<17}{name:<40}{comparison}; corrected: {verdict}")
     for comparison in shown:

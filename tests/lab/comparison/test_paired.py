@@ -87,6 +87,13 @@ def test_holm_holds_each_p_value_against_the_comparisons_that_are_left():
     assert corrected_verdicts([*found, found[0]]) == ["open", "better", "open"]
 
 
+def test_comparisons_to_come_are_counted():
+    found = [Pairing("gpt-stdlib", "a", "b", (1.0, 0.6, 1.4, 0.9, 0.8))]
+    # p of 0.002.
+    assert corrected_verdicts(found, planned=20) == ["better"]
+    assert corrected_verdicts(found, planned=30) == ["open"]
+
+
 def test_equal_gains_leave_no_doubt():
     found = [Pairing("gpt-stdlib", "a", "b", [value] * 3) for value in (0.5, 0.0)]
     assert corrected_verdicts(found) == ["better", "open"]

@@ -131,7 +131,9 @@ def compare_seeds(
     return Pairing(recipe, optimizer, control, gains, len(pairs) - len(gains))
 
 
-def corrected_verdicts(found: Sequence[Pairing], level: float = 0.05) -> list[str]:
+def corrected_verdicts(
+    found: Sequence[Pairing], level: float = 0.05, planned: int = 0
+) -> list[str]:
     """Judge the comparisons of one table together.
 
     Of many comparisons without a difference some intervals exclude 0 by chance. Holm's
@@ -142,6 +144,8 @@ def corrected_verdicts(found: Sequence[Pairing], level: float = 0.05) -> list[st
     Args:
         found: The comparisons; those of fewer than two pairs stay open.
         level: Probability of a false verdict.
+        planned: Number of comparisons of the table when it is complete. Those to come
+            count as open, so that no verdict of now can be taken back by them.
 
     Returns:
         ``"better"``, ``"worse"`` or ``"open"`` of each.
@@ -153,8 +157,9 @@ def corrected_verdicts(found: Sequence[Pairing], level: float = 0.05) -> list[st
     judged = [i for i, comparison in enumerate(found) if len(comparison.gains) > 1]
     p_values = {i: _p_value(found[i].gains) for i in judged}
     ascending = sorted(judged, key=p_values.__getitem__)
+    count = max(planned, len(ascending))
     for rank, i in enumerate(ascending):
-        if p_values[i] > level / (len(ascending) - rank):
+        if p_values[i] > level / (count - rank):
             break
         verdicts[i] = "better" if found[i].interval.mean > 0 else "worse"
     return verdicts
