@@ -138,6 +138,21 @@ def tuning_cells(
                     yield cell(recipe, optimizer, point, TUNING_SEED)
 
 
+def tuned_point(rows: Sequence[Row], recipe: Recipe, optimizer: str) -> Point:
+    """Return the point that a search has found by now.
+
+    Raises:
+        SystemExit: If it has not begun.
+    """
+    scores = scores_of(rows, recipe, optimizer)
+    if not scores:
+        raise SystemExit(
+            f"{optimizer} must be tuned on {recipe.name} before it is judged: add "
+            "tuning to --stages"
+        )
+    return best(scores)
+
+
 def verdict_cells(
     rows: Sequence[Row],
     recipes: Sequence[Recipe],
@@ -149,7 +164,7 @@ def verdict_cells(
         for seed in seeds:
             for optimizer in optimizers:
                 if optimizer in optimizers_on(recipe.name):
-                    point = best(scores_of(rows, recipe, optimizer))
+                    point = tuned_point(rows, recipe, optimizer)
                     yield cell(recipe, optimizer, point, seed)
 
 
@@ -185,7 +200,7 @@ def length_cells(
 def _candidates(
     rows: Sequence[Row], recipe: Recipe, optimizer: str, length: float
 ) -> list[Point]:
-    found = best(scores_of(rows, recipe, optimizer))
+    found = tuned_point(rows, recipe, optimizer)
     return [found] + [dataclasses.replace(found, lr=found.lr / 2)] * (length > 1)
 
 

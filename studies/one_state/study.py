@@ -155,7 +155,8 @@ def draw_state(
 def report_lengths(rows: Sequence[Row], recipes: Sequence[Recipe], out: Path) -> None:
     """Print means and gains at every length of training, and draw them."""
     panels: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
-    for recipe in recipes:
+    changed = {row["recipe"] for row in rows if "length" in row["labels"]}
+    for recipe in (r for r in recipes if r.name in changed):
         for length in sorted((*LENGTHS, 1.0)):
             there = [
                 row
@@ -175,15 +176,10 @@ def report_lengths(rows: Sequence[Row], recipes: Sequence[Recipe], out: Path) ->
                 found = compare_pairs(there, recipe.name, *pair)
                 if found.gains:
                     print(f"{recipe.name:<17}  {' over '.join(pair):<40}{found}")
-    longer = {
-        name: lines
-        for name, lines in panels.items()
-        if len(max(lines.values(), key=len)) > 1
-    }
-    if longer:
+    if panels:
         labels = {recipe.name: recipe.metric.label for recipe in recipes}
         paths = [out / f"lengths.{suffix}" for suffix in ("png", "svg")]
-        plot_horizons(longer, labels, paths)
+        plot_horizons(panels, labels, paths)
 
 
 def main() -> None:
@@ -202,17 +198,18 @@ def main() -> None:
         say=functools.partial(print, flush=True),
         extract=how_it_went,
     )
+    stages = () if options.draw else options.stages
     rows = train([])
-    if "tuning" in options.stages:
+    if "tuning" in stages:
         known = -1
         while len(rows) > known:
             known = len(rows)
             wanted = list(tuning_cells(rows, recipes, optimizers))
             rows = train(wanted, only_missing=True)
-    if "verdict" in options.stages:
+    if "verdict" in stages:
         wanted = list(verdict_cells(rows, recipes, optimizers, options.seeds))
         rows = train(wanted, only_missing=options.missing)
-    if "lengths" in options.stages:
+    if "lengths" in stages:
         longer = [recipe for recipe in recipes if recipe.name in RECIPES[:2]]
         among = [name for name in AT_LENGTHS if name in optimizers]
         seeds = [seed for seed in LENGTH_SEEDS if seed in options.seeds]
