@@ -95,27 +95,39 @@ def write_whole(path: Path, content: bytes) -> None:
         raise
 
 
-def label_ends(axes: Axes, labels: Sequence[tuple[float, float, str, str]]) -> None:
+def label_ends(
+    axes: Axes,
+    labels: Sequence[tuple[float, float, str, str]],
+    column: float | None = None,
+) -> None:
     """Write each curve's name beside its end, without two names overlapping.
 
     Args:
         axes: Whose limits and scales are final.
         labels: x, y, text and colour of each curve's end.
+        column: x of all names, to which lines lead; None for each end's own.
     """
     frame = axes.get_window_extent()
     line = 1.35 * 10 / 72 * axes.figure.dpi  # of 10 point text, in pixels
     ordered = sorted(labels, key=lambda label: label[1])
     pixels = [float(axes.transData.transform(label[:2])[1]) for label in ordered]
     places = _spread(pixels, line, frame.y0 + line / 2, frame.y1 - line / 2)
+    point = 72 / axes.figure.dpi
+    lead = {"arrowstyle": "-", "relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3}
     for (x, y, text, color), pixel, place in zip(ordered, pixels, places, strict=True):
+        right = 0.0
+        if column is not None:
+            ends = axes.transData.transform([(x, y), (column, y)])
+            right = float(ends[1][0] - ends[0][0]) * point
         axes.annotate(
             text,
             (x, y),
-            xytext=(6, (place - pixel) * 72 / axes.figure.dpi),
+            xytext=(right + 6, (place - pixel) * point),
             textcoords="offset points",
             color=color,
             va="center",
             annotation_clip=False,
+            arrowprops=None if column is None else lead | {"color": color, "lw": 0.6},
         )
 
 
