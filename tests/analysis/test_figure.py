@@ -12,6 +12,7 @@ from saiopt.analysis.figure import figure, label_ends
 from saiopt.analysis.gsnr_plot import plot_gsnr
 from saiopt.analysis.heat_map import Panel
 from saiopt.analysis.matched_decay import plot_matched_decay
+from saiopt.analysis.state_plot import plot_against_state
 from saiopt.analysis.step_times import StepTime, plot_step_times
 from saiopt.analysis.sweep_plot import plot_sweep
 
@@ -57,7 +58,7 @@ def drawn_axes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             yield drawing, axes
             kept.append(axes)
 
-    for module in ("curves", "step_times", "matched_decay"):
+    for module in ("curves", "step_times", "matched_decay", "state_plot"):
         monkeypatch.setattr(f"saiopt.analysis.{module}.figure", keeping)
     return kept
 
@@ -165,3 +166,23 @@ def test_a_sweep_of_many_optimizers_draws_each_in_its_column(tmp_path: Path) -> 
         plot_sweep({"gpt": grids}, {"gpt": "loss"}, {"gpt": False}, [path], chosen)
         assert all(name in path.read_text() for name in names)
     assert "second" in (tmp_path / "two.svg").read_text()
+
+
+@pytest.mark.parametrize("begin", [9.0, 0.1])
+def test_a_metric_against_state_shows_what_the_ends_differ_by(
+    begin: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = drawn_axes(monkeypatch)
+    points = {"adamw": (8.0, 2.1, 5.0), "ours": (4.0, 2.0, 0.01)}
+    curves = {name: [(0, begin), (9, mean)] for name, (_, mean, _) in points.items()}
+    plot_against_state(points, curves, "metric", [], {"ours": 0.5})
+    [(state, by_steps, by_seconds)] = kept
+    for axes in (state, by_steps):
+        low, high = axes.get_ylim()
+        assert 1.85 < low < 2.0
+        assert 2.1 < high < 2.25
+        assert sorted(text.get_text() for text in axes.texts) == ["adamw", "ours"]
+    [line] = by_seconds.lines
+    assert list(line.get_xdata()) == [0.0, 4.5]
+    leads = [text.arrow_patch is not None for text in state.texts]
+    assert leads == [True, True]
