@@ -175,8 +175,8 @@ def test_a_finished_run_says_that_it_was_made_by_other_processes(workers, tmp_pa
 
 
 def torchrun(runs_dir: Path) -> "subprocess.Popen[str]":
-    settings = {**lab_ranks.SETTINGS, "steps": "400", "checkpoint_every": "20"}
-    settings["eval_every"] = "100"
+    settings = {**lab_ranks.SETTINGS, "steps": "160", "checkpoint_every": "20"}
+    settings["eval_every"] = "80"
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
