@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def stepper(recipe: Recipe, task: Task, optimizer: str) -> Callable[[], None]:
-    """Return what trains a new model for some steps."""
+    """Return what trains a model for some steps, its scales measured."""
     run = cell(recipe, optimizer, Point(start(recipe, optimizer)), seed=0).run
     model = task.build_model(run.seed)
     stepped = build_optimizer(
@@ -39,13 +39,16 @@ def stepper(recipe: Recipe, task: Task, optimizer: str) -> Callable[[], None]:
     set_mode(stepped, training=True)
     counted = itertools.count()
 
-    def train() -> None:
-        for _ in range(STEPS):
+    def train(steps: int = STEPS) -> None:
+        for _ in range(steps):
             batch = task.batch(run.seed, next(counted), recipe.batch_size)
             model.zero_grad()
             task.loss(model, batch).backward()
             stepped.step()
 
+    # A step that measures takes longer than all later ones.
+    groups = stepped.param_groups
+    train(max(STEPS, *(group.get("calibration_steps", 0) for group in groups)))
     return train
 
 
@@ -53,8 +56,6 @@ def median_seconds(recipe: Recipe) -> dict[str, float]:
     """Time a step of every optimizer of a task, round by round."""
     task = recipe.task.load()
     steppers = {n: stepper(recipe, task, n) for n in optimizers_on(recipe.name)}
-    for train in steppers.values():
-        train()
     found: dict[str, list[float]] = {name: [] for name in steppers}
     for _ in range(ROUNDS):
         for name, train in steppers.items():
