@@ -72,6 +72,9 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("noise", "noise must be one of perceptron, phase, got none"),
         ("noise phas", "noise must be .* got phas; did you mean phase?"),
         ("train VIT-digits", "recipe must .* VIT-digits; did you mean vit-digits?"),
+        # What has a place has no option.
+        ("runs --folders a", "option must be one of --csv, .* got --folders"),
+        ("train --recipe a", "option must be one of --set, .* got --recipe"),
         (
             "compare vit-digits --stps 3",
             "option must be one of .* got --stps; did you mean --steps?",

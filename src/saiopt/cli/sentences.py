@@ -8,6 +8,8 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from tyro.conf import Positional
+
 from saiopt.choices import must_be_known
 
 _KINDS: dict[object, str] = {float: "a number", int: "a whole number"}
@@ -87,9 +89,11 @@ def _about_command(
 def _options(command: type) -> dict[str, Any]:
     """Return the types of a command's options, by the words that name them."""
     hints = typing.get_type_hints(command)
+    marked = typing.get_type_hints(command, include_extras=True)
     return {
         "--" + field.name.replace("_", "-"): hints[field.name]
         for field in dataclasses.fields(command)
+        if Positional not in typing.get_args(marked[field.name])
     } | {"--help": bool}
 
 
