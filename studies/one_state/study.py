@@ -86,8 +86,9 @@ def report(rows: Sequence[Row], recipes: Sequence[Recipe], out: Path) -> None:
             seconds = times.get(recipe.name, {}).get(optimizer)
             step = "" if seconds is None else f"  {1e3 * seconds:.0f} ms"
             state = num_bytes(rows, recipe, optimizer)
+            ended = "not judged yet" if mean is None else str(mean)
             print(
-                f"{recipe.name:<17}{optimizer:<21}{mean}  {state:.2f} bytes{step}  "
+                f"{recipe.name:<17}{optimizer:<21}{ended}  {state:.2f} bytes{step}  "
                 f"lr {point.lr:g} decay {point.decay:g} {point.label} "
                 f"({len(scores)} tuning runs)"
             )
