@@ -42,6 +42,7 @@ from saiopt.lab.comparison.paired import (
     mean_metric,
 )
 from saiopt.lab.recipe import Recipe
+from saiopt.lab.recipes import get_recipe
 from saiopt.lab.studies.ledger import Row
 from saiopt.lab.studies.study import results_of
 from saiopt.lab.studies.study_options import parser, recipes_of
@@ -183,6 +184,11 @@ def report_lengths(rows: Sequence[Row], recipes: Sequence[Recipe], out: Path) ->
         plot_horizons(panels, labels, paths)
 
 
+def all_recipes() -> list[Recipe]:
+    """Return the tasks of the study."""
+    return [get_recipe(name) for name in RECIPES]
+
+
 def main() -> None:
     """Run the study."""
     made = parser(__doc__ or "", HERE, RECIPES, SEEDS, takes_lrs=False)
@@ -218,7 +224,8 @@ def main() -> None:
         rows = train(wanted, only_missing=True)
         wanted = list(length_cells(rows, longer, among, seeds))
         rows = train(wanted, only_missing=options.missing)
-    report(rows, recipes, options.out)
+    # A repetition of a part leaves the figures of all.
+    report(rows, recipes if options.set else all_recipes(), options.out)
 
 
 if __name__ == "__main__":
