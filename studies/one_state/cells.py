@@ -105,9 +105,7 @@ def scores_of(rows: Sequence[Row], recipe: Recipe, optimizer: str) -> Scores:
     """Return how good the points were that the tuning seed was trained at."""
     found = {
         (row["lr"], row["labels"]["decay"], row["labels"]["at"]): row
-        for row in of_length(rows)
-        if (row["recipe"], row["optimizer"]) == (recipe.name, optimizer)
-        and row["seed"] == TUNING_SEED
+        for row in _tuning_rows(of_length(rows), recipe, optimizer)
     }
     scores: dict[Point, tuple[float, ...]] = {}
     known = -1
@@ -120,10 +118,20 @@ def scores_of(rows: Sequence[Row], recipe: Recipe, optimizer: str) -> Scores:
     return scores
 
 
+def _tuning_rows(rows: Sequence[Row], recipe: Recipe, optimizer: str) -> list[Row]:
+    asked = (recipe.name, optimizer, TUNING_SEED)
+    return [r for r in rows if (r["recipe"], r["optimizer"], r["seed"]) == asked]
+
+
 def score(row: Row, recipe: Recipe) -> tuple[float, ...]:
     """Return what is the larger the better a run was."""
     metric = recipe.metric
     return goodness(row, metric.name, higher=metric.higher_is_better)
+
+
+def _asked(recipe: Recipe, optimizers: Sequence[str]) -> list[str]:
+    there = optimizers_on(recipe.name)
+    return [name for name in optimizers if name in there]
 
 
 def tuning_cells(
@@ -131,11 +139,10 @@ def tuning_cells(
 ) -> Iterator[Cell]:
     """Yield the runs that the searches ask for, given the rows that there are."""
     for recipe in recipes:
-        for optimizer in optimizers:
-            if optimizer in optimizers_on(recipe.name):
-                scores = scores_of(rows, recipe, optimizer)
-                for point in points_of(recipe, optimizer, scores):
-                    yield cell(recipe, optimizer, point, TUNING_SEED)
+        for optimizer in _asked(recipe, optimizers):
+            scores = scores_of(rows, recipe, optimizer)
+            for point in points_of(recipe, optimizer, scores):
+                yield cell(recipe, optimizer, point, TUNING_SEED)
 
 
 def tuned_point(rows: Sequence[Row], recipe: Recipe, optimizer: str) -> Point:
@@ -161,11 +168,11 @@ def verdict_cells(
 ) -> Iterator[Cell]:
     """Yield the runs at the points that the searches found."""
     for recipe in recipes:
+        names = _asked(recipe, optimizers)
+        points = {name: tuned_point(rows, recipe, name) for name in names}
         for seed in seeds:
-            for optimizer in optimizers:
-                if optimizer in optimizers_on(recipe.name):
-                    point = tuned_point(rows, recipe, optimizer)
-                    yield cell(recipe, optimizer, point, seed)
+            for optimizer, point in points.items():
+                yield cell(recipe, optimizer, point, seed)
 
 
 def length_tuning_cells(
@@ -213,8 +220,6 @@ def _better(
 ) -> Point:
     found = {
         row["lr"]: score(row, recipe)
-        for row in of_length(rows, length)
-        if (row["recipe"], row["optimizer"]) == (recipe.name, optimizer)
-        and row["seed"] == TUNING_SEED
+        for row in _tuning_rows(of_length(rows, length), recipe, optimizer)
     }
     return best({point: found[point.lr] for point in points})
